@@ -29,11 +29,11 @@ def map_arrow(path: Path) -> pa.MemoryMappedFile:
 
 
 @contextmanager
-def text_path(path: Path, *, beside: Callable[[], Iterable[str]] = tuple) -> Iterator[str]:
+def text_path(path: Path, *, companions: Callable[[], Iterable[str]] = tuple) -> Iterator[str]:
     """Yield a path of the same file or folder that is valid UTF-8: a temporary link if its own path
     is not.
 
-    beside: returns the names of further files in the folder that the library opens itself.
+    companions: returns the names of further files in the folder that the library opens itself.
     """
     if is_text(str(path)):
         yield str(path)
@@ -43,7 +43,7 @@ def text_path(path: Path, *, beside: Callable[[], Iterable[str]] = tuple) -> Ite
             (Path(links) / "folder").symlink_to(path.absolute().parent)
             yield str(Path(links) / "folder" / path.name)
             return
-        for name in beside():
+        for name in companions():
             (Path(links) / name).symlink_to(path.absolute().with_name(name))
         link = Path(links) / ("link" + (path.suffix if is_text(path.suffix) else ""))
         link.symlink_to(path.absolute())
@@ -51,7 +51,7 @@ def text_path(path: Path, *, beside: Callable[[], Iterable[str]] = tuple) -> Ite
 
 
 def is_text(name: str) -> bool:
-    """Whether a name is valid UTF-8."""
+    """Return whether a name is valid UTF-8."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

@@ -78,7 +78,8 @@ def memory_for_images(
 
 
 class Workers:
-    """Threads that embed batches, a bounded number of batches ahead of the one taken last.
+    """Threads that embed batches, with a bounded number of finished batches that nobody has taken
+    yet.
 
     Daemon threads rather than an executor's: the interpreter waits for an executor's at exit,
     however long one of them decodes.

@@ -77,7 +77,7 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None
 
 
 def is_one_sentence(said: Said) -> bool:
-    """Whether a failed command printed exactly one line."""
+    """Return whether a failed command printed exactly one line."""
     return (
         said.out == ""
         and said.error.startswith("featkit: ")

@@ -12,7 +12,7 @@ ENVIRONMENT = "FEATKIT_TEST_DATA"
 
 def shared_data() -> Path | None:
     """Return the folder with photos/ and cifar10/: $FEATKIT_TEST_DATA, or shared/data next to the
-    checkout; None if there is none."""
+    checkout; None if neither exists."""
     beside = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get(ENVIRONMENT, beside))
     return folder if (folder / "photos").is_dir() else None

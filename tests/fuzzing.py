@@ -1,8 +1,8 @@
 """Property-based fuzzing of parsers: hypothesis mutates valid files, and the parser must return a
 result or raise a FeatkitError.
 
-The test of a parser is a few lines. It runs a few hundred cases by default, and FULL cases as a slow
-test:
+The test of a parser is a few lines. It runs a few hundred cases by default, and FULL cases as a
+slow test:
 
     @pytest.mark.parametrize("cases", CASES)
     def test_any_bytes_are_a_tar_or_refused(cases: int, tmp_path: Path) -> None:

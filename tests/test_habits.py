@@ -232,7 +232,7 @@ def test_no_room_has_more_bad_habits_than_allowed() -> None:
 @pytest.mark.parametrize(
     ("source", "num_hits"),
     [
-        ('"""Whether it is so."""', 1),
+        ('"""Return whether it is so."""', 1),
         ('"""Return whether it is so."""', 0),
         ("# it is none of them, and goes on anew", 3),  # quoted
         ("# there is no such file; it is no longer read", 0),

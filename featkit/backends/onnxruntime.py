@@ -58,7 +58,7 @@ class OnnxRuntimeBackend:
         options.log_severity_level = 3
         self.model = model
         try:
-            with text_path(model, beside=lambda: _beside(model)) as path:
+            with text_path(model, companions=lambda: _beside(model)) as path:
                 self._session = ort.InferenceSession(
                     path, options, providers=_providers(tensorrt=tensorrt)
                 )

@@ -94,7 +94,7 @@ def _stopping_pool(num_workers: int, cancel: Cancel) -> Iterator[ThreadPoolExecu
 
 
 class _StoredRow(NamedTuple):
-    """What a shard holds of one item: its error, the stamp of its file, and its metadata by
+    """The stored state of one item: its error, the stamp of its file, and its metadata by
     column."""
 
     error: str | None

@@ -20,7 +20,7 @@ def column_name(name: str) -> str:
 
 def common_kind(kind: str | None, value: str | int | float) -> str:
     """Return the narrowest of "int64", "double" and "string" that holds `value` and all earlier
-    values. kind: the type that holds the earlier values; None if there are none."""
+    values. kind: the type that holds the earlier values; None before the first."""
     if (
         isinstance(value, str)
         or kind == "string"

@@ -11,8 +11,8 @@ from featkit.errors import InputError
 from featkit.geometry import Geometry
 
 PLAN_FILE, MODEL_FILE = "plan.json", "model.onnx"
-# Format 1 did not record the runtime, which was onnxruntime in fp32. Format 2 had neither stamps nor
-# `skipped`. Both can still be read.
+# Format 1 did not record the runtime, which was onnxruntime in fp32. Format 2 had neither stamps
+# nor `skipped`. Both can still be read.
 FORMAT = 3
 
 

@@ -1,4 +1,4 @@
-"""What remains to be embedded: missing and damaged shards, and rows to embed again."""
+"""The work that remains: missing and damaged shards, and rows to embed again."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def _refuse_other_work(folder: Embeddings, plan: FolderPlan, source: Source) -> 
 
 def _now_readable(folder: Embeddings, source: Source) -> str:
     """Return a sentence about an archive or folder that could not be read when the work was begun
-    and can be read now; "" if there is none."""
+    and can be read now; "" if no key shows that."""
     keys = {source.key(item) for item in range(len(source))}
     try:
         gone = [key for key, _ in folder.failures()[1] if key not in keys]
@@ -192,5 +192,6 @@ def _now_readable(folder: Embeddings, source: Source) -> str:
 
 
 def _same_place(name: str, other: str) -> bool:
-    """Whether two names mean the same source, as `photos`, `./photos/` and its absolute path do."""
+    """Return whether two names mean the same source, as `photos`, `./photos/` and its absolute path
+    do."""
     return name == other or Path(name).absolute().resolve() == Path(other).absolute().resolve()

@@ -1,4 +1,4 @@
-"""Where images come from: folders, lists of paths, tar shards, Parquet files, Hugging Face data
+"""Sources of images: folders, lists of paths, tar shards, Parquet files, Hugging Face data
 sets.
 
 Each is a numbered list of undecoded images.

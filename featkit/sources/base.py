@@ -121,8 +121,8 @@ class Source(Protocol):
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name counts as an image: it has a known suffix and is not hidden
-    (`.x.jpg`, `._x.jpg`)."""
+    """Return whether a file of this name counts as an image: it has a known suffix and is not
+    hidden (`.x.jpg`, `._x.jpg`)."""
     return not name.rsplit("/", 1)[-1].startswith(".") and suffix_of(name) in IMAGE_SUFFIXES
 
 
@@ -184,8 +184,8 @@ def keys_sha256(source: Source) -> str:
 
 
 def has_keys(source: Source, sha256: str) -> bool:
-    """Whether this is the digest of the source's keys, or of the keys that an earlier version gave
-    the same items."""
+    """Return whether this is the digest of the source's keys, or of the keys that an earlier
+    version gave the same items."""
     if keys_sha256(source) == sha256:
         return True
     older_key = getattr(source, "older_key", None)

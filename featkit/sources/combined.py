@@ -31,7 +31,7 @@ class Concatenation:
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """What was passed over in all parts together."""
+        """The number of files passed over in all parts together, by reason."""
         return self._skipped
 
     def __len__(self) -> int:
@@ -94,7 +94,8 @@ class Subset:
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """What was passed over in the whole source, and when these items were chosen."""
+        """The number of files passed over in the whole source and when these items were chosen, by
+        reason."""
         return merge_skipped([self._source.skipped, self._skipped])
 
     def __len__(self) -> int:
@@ -166,7 +167,7 @@ def select(source: Source, selection: Selection) -> Source:
 
 
 def select_any(source: Source, selection: Selection) -> Source:
-    """Return the items whose keys pass `include` and `exclude`, even if there are none."""
+    """Return the items whose keys pass `include` and `exclude`; perhaps no item at all."""
     if not selection.include and not selection.exclude:
         return source
     reasons = [selection.skip_key(source.key(item)) for item in range(len(source))]

@@ -29,7 +29,8 @@ NO_IMAGES = "container without images"
 
 
 def is_container(request: Request) -> bool:
-    """Whether the request names an archive or a Parquet file, by its suffix or its first bytes."""
+    """Return whether the request names an archive or a Parquet file, by its suffix or its first
+    bytes."""
     path = request.path
     if not path.is_file():
         return False

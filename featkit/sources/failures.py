@@ -22,7 +22,7 @@ class FailedItems:
     that the items stand for; `name` by default.
 
     Example:
-        FailedItems("photos", {"2023/": "photos/2023 cannot be opened: Permission denied. Allow it to be read."})
+        FailedItems("photos", {"2023/": "photos/2023 cannot be opened: Permission denied."})
     """
 
     def __init__(self, name: str, failures: Mapping[str, str], *, path: Path | None = None) -> None:

@@ -125,7 +125,8 @@ def open_hub(spec: str, *, limits: ImageLimits, column: str | None = None) -> So
     match = SPEC.fullmatch(spec)
     if match is None:
         raise InputError(
-            f"{spec} does not name a data set; write hf:NAME, hf:NAME:SPLIT or hf:NAME/CONFIG:SPLIT."
+            f"{spec} does not name a data set; write hf:NAME, hf:NAME:SPLIT or"
+            " hf:NAME/CONFIG:SPLIT."
         )
     split = match["split"] or None
     name, config, prefix = _name_and_config(match["name"])
@@ -187,8 +188,8 @@ def _load(spec: str, name: str, config: str | None, *, split: str | None = None)
             ) from error
         if isinstance(error, ConnectionError):
             raise EnvironmentProblem(
-                f"{spec} cannot be fetched ({one_line(error)}); check the network, or name a folder:"
-                " hf:FOLDER."
+                f"{spec} cannot be fetched ({one_line(error)}); check the network, or name a"
+                " folder: hf:FOLDER."
             ) from error
         if isinstance(error, ValueError | OSError | library.exceptions.DatasetsError):
             raise InputError(f"{spec} cannot be opened: {one_line(error)}.") from error

@@ -38,9 +38,8 @@ from featkit.wording import counted
 LIST_SUFFIXES = (".txt", ".lst", ".list")
 TABLE_SUFFIXES = (".csv", ".tsv")
 PATH_COLUMNS = (
-    "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "img_path", "picture",
-    "photo",
-)  # fmt: skip
+    "path file filename file_name filepath file_path image image_path img img_path picture photo"
+).split()
 MAX_LIST_BYTES = 2**30
 # No path looks like the beginning of one of these.
 OTHER_TEXTS = (GIT_LFS_POINTER, HTML, JSON, PDF, SVG, XML, XML_ERROR)
@@ -266,7 +265,7 @@ def _meant(root: Path, line: str) -> str:
 
 
 def _is_ambiguous(bare: str) -> bool:
-    """Whether a line may mean something else than it says."""
+    """Return whether a line may mean something else than it says."""
     return _is_quoted(bare) or _is_raw(bare) or "\\" in bare or bare.startswith("file:")
 
 
@@ -275,7 +274,7 @@ def _is_quoted(bare: str) -> bool:
 
 
 def _is_raw(bare: str) -> bool:
-    """Whether a line has bytes that are not UTF-8."""
+    """Return whether a line has bytes that are not UTF-8."""
     return not bare.isascii() and _RAW_BYTE.search(bare) is not None
 
 
@@ -317,4 +316,5 @@ def _in_any_form(root: Path, path: str) -> str:
 
 
 def _exists(root: Path, path: str) -> bool:
-    return os.path.lexists(os.path.join(root, path))  # noqa: PTH118  a Path would cost more than the lookup
+    # Path would cost more than the lookup itself.
+    return os.path.lexists(os.path.join(root, path))  # noqa: PTH118

@@ -19,7 +19,7 @@ MATCHED_FOLDER = "matched folder"
 
 
 def is_pattern(request: Request) -> bool:
-    """Whether the request has characters that a pattern has and an existing path has not."""
+    """Return whether the request has characters that a pattern has and an existing path has not."""
     return glob.has_magic(request.spec)
 
 

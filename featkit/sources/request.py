@@ -1,4 +1,4 @@
-"""What a user asked for when they named a source, and how one kind of source answers."""
+"""A request to open a source, and the openers that answer it."""
 
 from __future__ import annotations
 

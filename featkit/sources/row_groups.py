@@ -149,7 +149,7 @@ class RowGroup:
 
     @property
     def is_used_up(self) -> bool:
-        """Whether every row was taken."""
+        """Return whether every row was taken."""
         return self._end >= self.num_rows and not self.keeps_all and not any(self._num_waiting)
 
     @property

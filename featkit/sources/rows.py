@@ -148,12 +148,12 @@ def _rank(field: pa.Field) -> tuple[int, int] | None:
 
 
 def _is_digest(kind: pa.DataType) -> bool:
-    """Whether values of this type are digests or ids, by their size."""
+    """Return whether values of this type are digests or ids, by their size."""
     return bool(pa.types.is_fixed_size_binary(kind) and kind.byte_width < MIN_FIXED_BYTES)
 
 
 def _is_nested(kind: pa.DataType) -> bool:
-    """Whether values of this type are lists of images or of pixels."""
+    """Return whether values of this type are lists of images or of pixels."""
     inner = kind
     while _is_list(inner):
         inner = inner.value_type
@@ -200,7 +200,7 @@ def columns_of(source: Source) -> Sequence[Columns]:
 
 def image_column(source: Source) -> str:
     """Return the name of the column that the images are read from, several separated by commas; ""
-    if there is none."""
+    for a source without columns."""
     return ", ".join(dict.fromkeys(columns.image for columns in columns_of(source)))
 
 

@@ -168,7 +168,7 @@ class SavedDataset:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` wrote this folder."""
+    """Return whether `save_to_disk` wrote this folder."""
     return (folder / SPLITS_FILE).is_file() or (
         (folder / STATE_FILE).is_file() and any(folder.glob("*.arrow"))
     )

@@ -262,20 +262,20 @@ class _Pattern:
             self._path.insert(0, None)
 
     def matches(self, path: str) -> bool:
-        """Whether the pattern matches the path or a folder above it."""
+        """Return whether the pattern matches the path or a folder above it."""
         return _matches(self._path, _parts(path))
 
     def names_folder(self, folder: str) -> bool:
-        """Whether a part of the pattern names this folder: more than `*`, and with a dot if the
-        folder is hidden."""
+        """Return whether a part of the pattern names this folder: more than `*`, and with a dot if
+        the folder is hidden."""
         return any(
             part.strip("*") and _same_dot(part, folder) and name.match(folder)
             for part, name in self._names
         )
 
     def names_file(self, file: str) -> bool:
-        """Whether the last part of the pattern gives the end of this file's name, and a dot if the
-        file is hidden."""
+        """Return whether the last part of the pattern gives the end of this file's name, and a dot
+        if the file is hidden."""
         part, name = self._names[-1]
         return (
             not part.endswith(("*", "?")) and _same_dot(part, file) and name.match(file) is not None
@@ -283,8 +283,8 @@ class _Pattern:
 
 
 def _matches(pattern: Sequence[re.Pattern[str] | None], names: Sequence[str]) -> bool:
-    """Whether a pattern, in which None stands for `**`, matches the names of a path or of a folder
-    above it."""
+    """Return whether a pattern, in which None stands for `**`, matches the names of a path or of a
+    folder above it."""
     if not pattern:
         return True
     first, rest = pattern[0], pattern[1:]

@@ -214,7 +214,7 @@ class TarSource:
 
 
 def _is_folder(listing: Listing, end: str | None) -> bool:
-    """Whether a link that leads to `end` is a link to a folder."""
+    """Return whether a link that leads to `end` is a link to a folder."""
     return end is not None and end not in listing.entries and listing.has_folder(end)
 
 
@@ -234,7 +234,7 @@ def _identity(status: os.stat_result) -> tuple[int, int, int]:
 
 
 def _is_whole(member: Member, num_bytes: int) -> bool:
-    """Whether a member ends within an archive of this size."""
+    """Return whether a member ends within an archive of this size."""
     return not member.pieces or member.pieces[-1].offset + member.pieces[-1].size <= num_bytes
 
 

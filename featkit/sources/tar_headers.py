@@ -41,7 +41,7 @@ class Header(NamedTuple):
 
     @property
     def has_magic(self) -> bool:
-        """Whether the format is ustar (1988) or newer."""
+        """Return whether the format is ustar (1988) or newer."""
         return self.block[MAGIC_OFFSET : MAGIC_OFFSET + len(MAGIC)] == MAGIC
 
 

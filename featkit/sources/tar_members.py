@@ -1,5 +1,5 @@
-"""The members of a tar archive, and what each name finally stands for: the last member of that name,
-or the target of a link."""
+"""The members of a tar archive, and what each name finally stands for: the last member with that
+name, or the target of a link."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Listing:
         }
 
     def has_folder(self, key: str) -> bool:
-        """Whether a normalized name is a folder with members in it; the root ("") is one."""
+        """Return whether a normalized name is a folder with members in it; the root ("") is one."""
         return not key or key in self._folders
 
     def target_of(self, link: SymbolicLink) -> Entry | None:

@@ -212,8 +212,8 @@ class _Walk:
         return member
 
     def _has_body(self, data: int, size: int) -> bool:
-        """Whether the bytes of a hard link follow. pax allows them, but some old writers give a
-        size without them."""
+        """Return whether the bytes of a hard link follow. pax allows them, but some old writers
+        give a size without them."""
         return size > 0 and not self._is_boundary(data) and self._is_boundary(data + padded(size))
 
     def _is_boundary(self, offset: int) -> bool:
@@ -306,7 +306,8 @@ class _Walk:
             self._add_gap(data, next_header, f"bytes were lost or added inside {printable(name)}")
 
     def _find_header(self, start: int) -> int | None:
-        """Return the offset of the first valid header at or after `start`, however it is aligned."""
+        """Return the offset of the first valid header at or after `start`, however it is
+        aligned."""
         if self.has_magic or not self.listing.num_headers:
             header = self._find_magic(start)
             if header is not None or self.has_magic:
@@ -387,5 +388,6 @@ def _nameless(name: str, link: str, extended: _Extended) -> str | None:
 
 
 def _may_be_header(data: bytes, begin: int) -> bool:
-    """Whether the checksum field has digits: a quick test that excludes nearly all other blocks."""
+    """Return whether the checksum field has digits: a quick test that excludes nearly all other
+    blocks."""
     return data[begin + 148 : begin + 156].strip(b" \0").isdigit()

@@ -212,7 +212,7 @@ class _Walk:
 
 
 def is_own_folder(path: str, names: Set[str]) -> bool:
-    """Whether featkit wrote the folder. names: of the files and folders in it."""
+    """Return whether featkit wrote the folder. names: of the files and folders in it."""
     name = path.rpartition("/")[2]
     return (
         any(own <= names for own in OWN_FOLDERS)
@@ -240,8 +240,8 @@ def _reason(error: OSError) -> str:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one. An entry that cannot be examined counts as a
-    file: reading it reports the error."""
+    """Return whether an entry is a folder or a link to one. An entry that cannot be examined counts
+    as a file: reading it reports the error."""
     try:
         return entry.is_dir()
     except OSError:

@@ -146,7 +146,7 @@ def test_a_path_that_is_no_text_is_linked_to_one_that_is(tmp_path: Path) -> None
         (folder / "beside.bin").write_text("weights")
         for file in ("m.onnx", os.fsdecode(b"m\xe9.onnx")):
             (folder / file).write_text(name.encode("utf-8", "replace").decode())
-            with text_path(folder / file, beside=lambda: ["beside.bin"]) as path:
+            with text_path(folder / file, companions=lambda: ["beside.bin"]) as path:
                 path.encode("utf-8")
                 assert Path(path).samefile(folder / file)
                 assert Path(path).with_name("beside.bin").read_text() == "weights"

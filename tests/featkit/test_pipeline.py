@@ -69,7 +69,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def embedder(model: Path) -> Embedder:
-    """That model, opened; its batches hold 32 images."""
+    """An embedder of that model; its batches hold 32 images."""
     return Embedder(model, threads=1)
 
 

@@ -24,7 +24,8 @@ needs_affinity = pytest.mark.skipif(
 
 
 class System:
-    """A folder that replaces /sys/fs/cgroup and /proc/self, empty at first: no cgroups, no limits."""
+    """A folder that replaces /sys/fs/cgroup and /proc/self, empty at first: no cgroups, no
+    limits."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -20,11 +20,11 @@ from featkit.wording import counted, first_line, on_one_line, one_line, typed
         (-1, "-1 images"),
     ],
 )
-def test_a_noun_follows_its_count(count: int, words: str) -> None:
+def test_count_is_followed_by_its_noun(count: int, words: str) -> None:
     assert counted(count, "image") == words
 
 
-def test_a_plural_can_be_given() -> None:
+def test_plural_can_be_given() -> None:
     assert (counted(1, "category", "categories"), counted(3, "category", "categories")) == (
         "1 category",
         "3 categories",
@@ -41,9 +41,7 @@ def test_a_plural_can_be_given() -> None:
         ("it's", "'it'\"'\"'s'"),
     ],
 )
-def test_a_path_in_a_command_is_written_so_that_a_shell_reads_it_whole(
-    path: str, words: str
-) -> None:
+def test_path_in_a_command_is_quoted_for_a_shell(path: str, words: str) -> None:
     assert typed(path) == typed(Path(path)) == words
     assert shlex.split(typed(path))[0].removeprefix("./") == path
 
