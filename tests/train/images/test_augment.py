@@ -25,7 +25,6 @@ from featkit_train.images.augment import (
     cut_crop,
     draw_appearance,
 )
-from featkit_train.networks.normalization import normalize
 
 
 def gradient_image(height: int, width: int) -> Image.Image:
@@ -282,10 +281,3 @@ def test_appearance_rows_follow_their_probabilities() -> None:
     assert (rows[:, HUE] != 0).mean() == pytest.approx(0.8, abs=0.03)
     assert rows[:, BRIGHTNESS].min() >= 0.6
     assert rows[:, BRIGHTNESS].max() <= 1.4
-
-
-def test_normalize_is_torchvisions() -> None:
-    pixels = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    expected = torch.stack([(pixels[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
-    torch.testing.assert_close(normalize(pixels, mean=mean, std=std), expected)

@@ -77,6 +77,11 @@ def random_views(
     )
 
 
+def unmasked_views() -> Views:
+    """Return views without masks."""
+    return random_views(masks=torch.zeros(2, BATCH, 4, 4, dtype=torch.bool))
+
+
 def generators(seed: int = 0) -> Generators:
     """Return generators seeded with `seed`."""
     return Generators(np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1]))
