@@ -325,8 +325,8 @@ def test_damaged_file_is_items_or_one_input_error(
     )
     file = folder / "data-00000-of-00001.arrow"
     data = bytearray(file.read_bytes())
-    for place, value in changes:
-        data[int(place * len(data))] = value
+    for position, value in changes:
+        data[int(position * len(data))] = value
     file.write_bytes(data)
     try:
         source = SavedDataset(folder, name="p", limits=DEFAULT_LIMITS)
@@ -334,7 +334,7 @@ def test_damaged_file_is_items_or_one_input_error(
             source.metadata(number)
             source.read(number)
     except InputError as error:
-        with refused("p"):
+        with refused("p", error=type(error)):  # damage may leave no column of images (NoImages)
             raise error
 
 
