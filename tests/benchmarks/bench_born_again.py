@@ -7,7 +7,7 @@ logits that were kept. Arguments: NETWORK. Results are written after every cours
 tests/benchmarks/bench_born_again.py [--quick]   (24 trainings of 90 s)
 
 The paper on CIFAR-100 (arXiv 1805.04770, its tables): DenseNet-112-33 error 18.25, then 17.61,
-17.22, 16.59, three ensemble_of 15.68; a Wide ResNet-28-5 gets worse.
+17.22, 16.59, three together 15.68; a Wide ResNet-28-5 gets worse.
 """
 
 from __future__ import annotations

@@ -304,8 +304,8 @@ def _table(folder: Path, standing: Standing) -> str:
     )
     lines = "".join(_line(folder, standing, row, columns) for row in rows)
     return (
-        '<section><h2>All figures</h2><p class="lead">The best value of a column is bold if more or'
-        " less is better. Shared errors are the teacher's mistakes that the student repeats.</p>"
+        '<section><h2>All figures</h2><p class="lead">The best value of a column is bold.'
+        " Shared errors are the teacher's mistakes that the student repeats.</p>"
         '<div class="card scroll" tabindex="0" role="region" aria-label="All figures"><table'
         ' class="standing">'
         f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div></section>"
