@@ -295,7 +295,7 @@ def test_no_link_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     assert Seen(write_generations_report(folder)).all("a") == []
 
 
-def test_the_page_loads_nothing_and_says_so(run: Path) -> None:
+def test_report_loads_nothing_and_forbids_it(run: Path) -> None:
     seen = Seen(write_generations_report(run))
     policy = next(
         a["content"] for a in seen.all("meta") if a.get("http-equiv") == "Content-Security-Policy"

@@ -20,8 +20,7 @@ import yaml
 
 from featkit.cli.result_page import STYLE
 from featkit_train.report import charts, write_report
-from featkit_train.report.metrics import MAX_POINTS, Curve, read_metrics
-from featkit_train.report.panels import MAX_CURVES, arrange
+from featkit_train.report.metrics import read_metrics
 from featkit_train.settings import to_mapping
 from featkit_train.watching.snapshot_files import Tiles, write_photographs, write_snapshot
 from tests.commands import REPOSITORY
@@ -145,7 +144,7 @@ def run(tmp_path: Path) -> Path:
 # -- what stands on it -----------------------------------------------------------------------------
 
 
-def test_the_page_says_scores_settings_and_what_was_noticed(run: Path) -> None:
+def test_report_shows_scores_settings_and_notes(run: Path) -> None:
     assert write_report(run) == run / "report.html"
     words = Seen(run / "report.html").words
     for expected in (
@@ -206,7 +205,7 @@ def test_every_curve_is_described_in_words(run: Path) -> None:
     assert "teacher_entropy" in next(drawing for drawing in drawings if "batch_entropy" in drawing)
 
 
-def test_a_number_that_no_one_foresaw_is_drawn(tmp_path: Path) -> None:
+def test_an_unknown_number_is_drawn(tmp_path: Path) -> None:
     run = make_run(tmp_path, [log(step, new_thing=step * 2.0) for step in range(1, 5)])
     seen = Seen(write_report(run))
     assert "new_thing: from 2 at step 1 to 8 at step 4" in [
@@ -215,7 +214,7 @@ def test_a_number_that_no_one_foresaw_is_drawn(tmp_path: Path) -> None:
     assert "Other" in seen.words
 
 
-def test_a_number_that_never_changes_is_said_and_not_drawn(run: Path) -> None:
+def test_a_constant_number_is_not_drawn(run: Path) -> None:
     seen = Seen(write_report(run))
     assert "steps_per_s 2 at all steps" in seen.words
     assert not any(
@@ -223,7 +222,7 @@ def test_a_number_that_never_changes_is_said_and_not_drawn(run: Path) -> None:
     )
 
 
-def test_images_stand_in_a_row_each_with_a_column_a_step(run: Path) -> None:
+def test_each_image_has_a_row_with_a_column_for_each_step(run: Path) -> None:
     seen = Seen(write_report(run))
     assert [
         a["alt"] for a in seen.all("img") if (a["alt"] or "").startswith("Components of a.jpg at")
@@ -235,7 +234,7 @@ def test_images_stand_in_a_row_each_with_a_column_a_step(run: Path) -> None:
     assert len(seen.all("tr")) == 3
 
 
-def test_a_network_without_attention_has_components_alone(tmp_path: Path) -> None:
+def test_without_attention_only_components_are_shown(tmp_path: Path) -> None:
     run = make_run(tmp_path, [log(1)])
     make_snapshots(run, [0], heads=None)
     alts = [attributes["alt"] or "" for attributes in Seen(write_report(run)).all("img")]
@@ -246,7 +245,7 @@ def test_a_network_without_attention_has_components_alone(tmp_path: Path) -> Non
 # -- what may be missing ---------------------------------------------------------------------------
 
 
-def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
+def test_a_run_without_steps_has_a_report(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     (run / "metrics.jsonl").unlink()
     seen = Seen(write_report(run))
@@ -255,13 +254,13 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     assert seen.all("svg") == []
 
 
-def test_a_run_of_one_step_says_its_numbers(tmp_path: Path) -> None:
+def test_a_run_of_one_step_shows_its_numbers(tmp_path: Path) -> None:
     seen = Seen(write_report(make_run(tmp_path, [log(1)])))
     assert f"loss {charts.number(log(1)['loss'])} at step 1" in seen.words
     assert seen.all("svg") == []
 
 
-def test_torn_lines_missing_values_and_broken_numbers_leave_gaps(tmp_path: Path) -> None:
+def test_torn_lines_and_broken_numbers_leave_gaps(tmp_path: Path) -> None:
     run = make_run(
         tmp_path,
         [
@@ -294,7 +293,7 @@ def test_snapshots_without_images_and_other_files_are_skipped(run: Path) -> None
     assert len(seen.all("svg")) > 3
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with refused(tmp_path, "no config.yaml"):
         write_report(tmp_path)
     for text in ("{", "- 1", "config: 3", "\x00"):
@@ -307,7 +306,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 # -- what it never does ----------------------------------------------------------------------------
 
 
-def test_names_settings_and_notes_are_text_and_stay_text(tmp_path: Path) -> None:
+def test_names_settings_and_notes_are_escaped(tmp_path: Path) -> None:
     name = json.dumps(HOSTILE)
     run = make_run(
         tmp_path / "run",
@@ -326,7 +325,7 @@ def test_names_settings_and_notes_are_text_and_stay_text(tmp_path: Path) -> None
     assert "caf\\xe9.jpg" in seen.words
 
 
-def test_the_page_loads_nothing_and_says_so(run: Path) -> None:
+def test_report_loads_nothing_and_forbids_it(run: Path) -> None:
     seen = Seen(write_report(run))
     policy = next(
         a["content"] for a in seen.all("meta") if a.get("http-equiv") == "Content-Security-Policy"
@@ -375,115 +374,3 @@ def test_the_colors_are_those_of_the_page_of_results() -> None:
     shared = STYLE.strip().split("* { box-sizing")[0].strip()
     assert shared.startswith(":root")
     assert styles.startswith(shared)
-
-
-# -- curves ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [1, 599, 600, 601, 1200, 1201, 5000, 12_345])
-def test_a_thinned_curve_still_counts_every_reading(count: int) -> None:
-    curve = Curve("loss")
-    values = np.random.default_rng(0).normal(size=count)
-    for step, value in enumerate(values):
-        curve.add(step, float(value))
-    points = curve.thinned()
-    assert len(points) <= MAX_POINTS
-    assert count < 600 or len(points) > MAX_POINTS // 2 - 1
-    assert sum(point.count for point in points) == count
-    start = 0
-    for point in points:
-        part = values[start : start + point.count]
-        assert (point.first_step, point.step) == (start, start + point.count - 1)
-        assert point.mean == pytest.approx(part.mean())
-        assert (point.low, point.high) == (part.min(), part.max())
-        start += point.count
-    assert curve.last == (count - 1, values[-1])
-    assert curve.best == (int(values.argmax()), values.max())
-
-
-def test_lines_that_a_resumed_run_wrote_again_are_taken_once(tmp_path: Path) -> None:
-    steps = [1, 2, 3, 4, 3, 4, 5]
-    metrics = read_metrics(
-        make_run(tmp_path, [{"step": step, "loss": 1.0, "steps_per_s": 1.0} for step in steps])
-        / "metrics.jsonl"
-    )
-    assert [point.step for point in metrics.curves["loss"].points] == [1, 2, 3, 4, 5]
-    assert (metrics.last_step, metrics.seconds) == (5, 5.0)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "wanted"),
-    [
-        (0, 1, [0, 0.5, 1]),
-        (0.31, 0.69, [0.3, 0.4, 0.5, 0.6, 0.7]),
-        (-3, 5, [-4, -2, 0, 2, 4, 6]),
-    ],
-)
-def test_ticks_are_round_numbers_around_the_curve(
-    low: float, high: float, wanted: list[float]
-) -> None:
-    start, end, ticks = charts.nice_ticks(low, high, 4)
-    assert start <= low < high <= end
-    assert ticks == pytest.approx(wanted)
-    assert (start, end) == (ticks[0], ticks[-1])
-
-
-@pytest.mark.parametrize(
-    ("low", "high"), [(0, 0), (1e-300, 2e-300), (-1.7e308, 1.7e308), (1e308, 1e308), (5, 5 + 1e-12)]
-)
-def test_ticks_of_extreme_ranges_are_finite_and_few(low: float, high: float) -> None:
-    start, end, ticks = charts.nice_ticks(low, high, 4)
-    assert start < end
-    assert len(ticks) <= 8
-    assert all(math.isfinite(tick) for tick in ticks)
-
-
-def test_one_outlier_does_not_flatten_the_rest_and_is_named(tmp_path: Path) -> None:
-    lines = [log(step, grad_norm=1e6 if step == 50 else 1.0 + step / 100) for step in range(1, 101)]
-    assert (
-        "grad_norm once reached 1e6, outside the chart."
-        in Seen(write_report(make_run(tmp_path, lines))).words
-    )
-
-
-def test_smoothing_is_the_weighted_mean_about_each_point() -> None:
-    curve = Curve("loss")
-    values = np.random.default_rng(0).normal(size=60)
-    for step, value in enumerate(values):
-        curve.add(step, math.nan if step == 7 else float(value))
-    keep = 1 - 20 / 60
-    there = [place for place in range(60) if place != 7]
-    smoothed = charts.smoothed(curve.points)
-    for place in there:
-        weights = [keep ** abs(place - other) for other in there]
-        wanted = sum(
-            weight * values[other] for weight, other in zip(weights, there, strict=True)
-        ) / sum(weights)
-        assert smoothed[place] == pytest.approx(wanted)
-    assert math.isnan(smoothed[7])
-
-
-def test_only_noisy_curves_are_smoothed() -> None:
-    noisy, schedule = Curve("loss"), Curve("lr")
-    rng = np.random.default_rng(0)
-    for step in range(100):
-        noisy.add(step, float(rng.normal()))
-        schedule.add(step, math.sin(step / 100 * math.pi))
-    assert charts.is_noisy(noisy.points)
-    assert not charts.is_noisy(schedule.points)
-
-
-def test_each_curve_is_in_one_panel_with_a_color_of_its_own() -> None:
-    names = [
-        "loss",
-        "ibot_loss",
-        "lr",
-        "rankme",
-        "x",
-        *(f"knn_{k}" for k in range(15)),
-        "batch_entropy",
-        "patch_entropy",
-    ]
-    panels = arrange({name: Curve(name) for name in names})
-    assert sorted(curve.name for panel in panels for curve in panel.curves) == sorted(names)
-    assert max(len(panel.curves) for panel in panels) == MAX_CURVES
