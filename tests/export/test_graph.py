@@ -304,7 +304,7 @@ class Convolutions(Backbone):
 @pytest.mark.parametrize(
     ("backbone", "recipe", "words"),
     [
-        ("vit", Recipe(layers=(3,)), "drawn has layers 1 to 2, each to be named once, not [3]."),
+        ("vit", Recipe(layers=(3,)), "drawn has layers 1 to 2; name each at most once, not [3]."),
         ("vit", Recipe(layers=(0, 1)), "not [0, 1]."),
         ("vit", Recipe(layers=(-1,)), "not [-1]."),
         ("vit", Recipe(layers=(1, 2, 1)), "not [1, 2, 1]."),
@@ -332,7 +332,9 @@ def test_a_recipe_of_no_feature_or_output_there_is_cannot_be_written_down() -> N
     ):
         Recipe(feature="max")  # type: ignore[arg-type]
     for outputs in (("patches",), ("embedding", "tokens"), ()):
-        with pytest.raises(ValueError, match="have to be of embedding, patches, attention"):
+        with pytest.raises(
+            ValueError, match="must include embedding and be among embedding, patches, attention"
+        ):
             Recipe(outputs=outputs)
 
 
@@ -416,7 +418,7 @@ def test_a_file_of_one_size_takes_that_alone_and_gives_the_same_vectors(
     np.testing.assert_allclose(
         embedder.infer(images), Embedder(file_of(name, steps)[0]).infer(images), atol=2e-6
     )
-    with refused(f"takes images of {size[0]}×{size[1]} only", "70×70"):
+    with refused(f"only takes images of {size[0]}×{size[1]}", "70×70"):
         embedder.infer(draw_images(1, height=70, width=70))
 
 

@@ -72,7 +72,7 @@ def test_every_backend_refuses_it_and_the_embedder_names_the_nearest(
         with pytest.raises(FeatkitError):
             engine.run(np.zeros((1, height, width, 3), np.uint8))
     assert engine.run(np.zeros((1, 2 * PATCH, 3 * PATCH, 3), np.uint8))["embedding"].shape[0] == 1
-    with refused("height of 69", "use 56 or 70"):
+    with refused("height is 69", "use 56 or 70"):
         Embedder(files[name], backend=backend).infer(np.zeros((1, 69, 56, 3), np.uint8))
 
 

@@ -16,6 +16,7 @@ from featkit_export.named_model import NamedModel, named_model
 from featkit_export.report import OnStep
 from featkit_export.request import ExportRequest
 from tests.commands import is_one_sentence, run_featkit
+from tests.model_files import make_model_file
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +26,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file."""
+    return make_model_file(tmp_path_factory.mktemp("model") / "m.onnx")
 
 
 @pytest.fixture

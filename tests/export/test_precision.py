@@ -381,7 +381,7 @@ def test_a_file_in_a_lower_precision_is_refused(
     full: Path, photographs: Path, tmp_path: Path, wanted: Any
 ) -> None:
     lower(full, tmp_path / "half.onnx", precision="fp16")
-    with refused(f"{tmp_path}/half.onnx is in fp16 already; name the file in fp32"):
+    with refused(f"{tmp_path}/half.onnx already is in fp16; convert the fp32 file"):
         lower(tmp_path / "half.onnx", tmp_path / "m.onnx", precision=wanted, images=photographs)
     assert [path.name for path in tmp_path.iterdir()] == ["half.onnx"]
 
@@ -406,7 +406,7 @@ def test_a_file_without_products_by_weights_is_refused(
     full: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "quantizable_nodes", lambda _model: [])
-    with refused(f"{full} has no product by weights that int8 would make faster; use it in fp32."):
+    with refused(f"{full} has no matrix product that int8 would speed up; use it in fp32."):
         lower(full, tmp_path / "m8.onnx", precision="int8", images=photographs)
 
 

@@ -26,7 +26,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_vectors_and_manifest_are_those_of_the_model_file(
     run: Path, recipe: Recipe | None, tmp_path: Path
 ) -> None:
-    export(ExportRequest(source=str(run), out=tmp_path / "m.onnx", **vars(recipe)))
+    options = {} if recipe is None else vars(recipe)
+    export(ExportRequest(source=str(run), out=tmp_path / "m.onnx", **options))
     file, torch_embedder = (
         Embedder(tmp_path / "m.onnx", threads=1),
         TorchEmbedder.open(run, recipe=recipe, device="cpu"),

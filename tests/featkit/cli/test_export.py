@@ -231,7 +231,7 @@ def test_one_exit_of_a_network_becomes_the_file_and_another_is_refused(tmp_path:
         found, torch.nn.functional.normalize(first, dim=-1).numpy(), atol=2e-5
     )
     assert np.abs(found - torch.nn.functional.normalize(deepest, dim=-1).numpy()).max() > 1e-2
-    with refused("and its network stays as it is", "--exit"):
+    with refused("so its network cannot change", "--exit"):
         export(str(out), out=tmp_path / "m16.onnx", precision="fp16", exit_=1, quiet=True)
 
 
