@@ -30,7 +30,7 @@ class MethodCard:
 
 @functools.cache
 def list_methods() -> dict[str, MethodCard]:
-    """Return every method by name: those that need images alone, then the others by need."""
+    """Return every method by name; methods that need images alone come first."""
     cards = [card for path in FOLDER.glob("*.py") for card in read_cards(path)]
     cards.sort(key=lambda card: (card.needs != IMAGES_ALONE, card.needs, card.name))
     return {card.name: card for card in cards}

@@ -29,7 +29,7 @@ def linear_schedule(step: int, *, start: float, end: float, num_steps: int) -> f
 
 # Momentum that works best in a thousand steps, and DINO's for a hundred thousand.
 LEAST_MOMENTUM, MOST_MOMENTUM = 0.9, 0.996
-TEACHER_WINDOWS = 400  # a run is this many times as long as what its teacher averages
+TEACHER_WINDOWS = 400  # the steps of a run over the steps that its teacher averages
 
 
 def momentum_for(num_steps: int) -> float:

@@ -151,8 +151,8 @@ class CropDataset(Dataset[Crops]):
         ]
         # After all boxes: colors are drawn from the same stream, and reordering would change runs.
         global_rows = [
-            draw_appearance(rng, view=number, size=size.global_size, config=self.color)
-            for number in range(self.spec.num_global)
+            draw_appearance(rng, view=crop, size=size.global_size, config=self.color)
+            for crop in range(self.spec.num_global)
         ]
         local_rows = [
             draw_appearance(rng, view=2, size=size.local_size, config=self.color)

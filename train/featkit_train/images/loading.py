@@ -15,7 +15,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from featkit.errors import EnvironmentProblem, InputError
 
 T = TypeVar("T")
-DEATH_WAIT_S = 2.0  # until the process that caused an error has an exit code
+DEATH_WAIT_S = 2.0  # for a dying process to get its exit code
 INPUT_ERROR = "featkit.errors.InputError: "
 ADVICE = {
     signal.SIGKILL: (

@@ -72,9 +72,9 @@ class TorchvisionFiles(FileSource):
         super().__init__(name, root, paths, limits=limits)
         self._labels = labels
 
-    def metadata(self, number: int) -> Metadata:
+    def metadata(self, item: int) -> Metadata:
         """Return the folder and the class."""
-        return super().metadata(number) | self._labels.metadata(number)
+        return super().metadata(item) | self._labels.metadata(item)
 
 
 class TorchvisionImages:
@@ -102,35 +102,35 @@ class TorchvisionImages:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def key(self, number: int) -> str:
+    def key(self, item: int) -> str:
         """Return `NAME/split/index`."""
-        return f"{self._prefix}/{number}"
+        return f"{self._prefix}/{item}"
 
-    def read(self, number: int) -> bytes:
+    def read(self, item: int) -> bytes:
         """Return the image as PNG. InputError if torchvision cannot read it."""
-        if not 0 <= number < len(self):
-            raise IndexError(number)
+        if not 0 <= item < len(self):
+            raise IndexError(item)
         buffer = io.BytesIO()
         try:
-            _as_image(self._dataset[number]).save(buffer, "PNG", compress_level=1)
+            _as_image(self._dataset[item]).save(buffer, "PNG", compress_level=1)
         # torchvision reads many formats and raises whatever their readers raise.
         except Exception as error:
             raise InputError(
-                f"{self.key(number)} cannot be read ({type(error).__name__}: {one_line(error)})."
+                f"{self.key(item)} cannot be read ({type(error).__name__}: {one_line(error)})."
             ) from error
         data = buffer.getvalue()
         if len(data) > self.limits.max_bytes:
             raise InputError(
-                f"{self.key(number)} has {len(data):,} bytes, more than the limit of"
+                f"{self.key(item)} has {len(data):,} bytes, more than the limit of"
                 f" {self.limits.max_bytes:,}."
             )
         return data
 
-    def metadata(self, number: int) -> Metadata:
+    def metadata(self, item: int) -> Metadata:
         """Return the class."""
-        return self._labels.metadata(number)
+        return self._labels.metadata(item)
 
-    def file(self, _number: int, /) -> Path:
+    def file(self, _item: int, /) -> Path:
         """Return the dataset's root."""
         return self.root
 
@@ -279,9 +279,9 @@ def _construct(kind: type, options: dict[str, Any], spec: str, *, can_download: 
         remedy = "name its folder with root=FOLDER"
         if can_download and not options.get("download"):
             remedy = f"download it with download=true, or {remedy}"
-        where = f" in {options['root']}" if "root" in options else ""
+        location = f" in {options['root']}" if "root" in options else ""
         raise InputError(
-            f"{spec} cannot be opened{where} ({one_line(error)}); {remedy}."
+            f"{spec} cannot be opened{location} ({one_line(error)}); {remedy}."
         ) from error
 
 

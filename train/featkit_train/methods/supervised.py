@@ -146,8 +146,9 @@ class Supervised(Method):
         )
 
     def scores(self, held_out: HeldOut) -> Scores | None:
-        """Accuracy of the deepest exit, of others by their number, and its calibration, where
-        held-out images have labels."""
+        """Return the accuracy of every exit and the deepest one's calibration error; None if no
+        held-out image has a label of the run's classes.
+        """
         labels = codes_of(held_out.labels, self.labels.classes)
         if held_out.prepared is None or (labels == UNKNOWN).all():
             return None

@@ -16,7 +16,7 @@ def normalize(pixels: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]
 
 
 def renormalize(pixels: Tensor, *, given: Statistics, wanted: Statistics) -> Tensor:
-    """Return (B, 3, S, S) pixels, normalized by `given`, as if normalized by `wanted`."""
+    """Change the normalization of pixels (B, 3, S, S) from `given` to `wanted` statistics."""
     if given == wanted:
         return pixels
     (mean, std), shape = given, (1, 3, 1, 1)

@@ -108,7 +108,7 @@ def _gather(rows: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather whose gradient sums over processes what each computed for this one's rows."""
+    """All-gather whose backward sums the gradients of this process's rows over all processes."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -129,16 +129,17 @@ class _Gather(torch.autograd.Function):
 def join_world(device: torch.device) -> Iterator[World]:
     """Join the world that torchrun's environment describes (RANK, WORLD_SIZE, LOCAL_WORLD_SIZE).
 
-    Yields ALONE outside torchrun. An error in one process ends all: the others lose the connection,
-    or torchrun ends them. The first raises its own error and the others SystemExit, so that a
-    message is not printed W times.
+    Yields ALONE outside torchrun, and leaves a process group that the caller has created to the
+    caller. An error in one process ends all: the others lose the connection, or torchrun ends them.
+    The first raises its own error and the others SystemExit, so that a message is not printed W
+    times.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if "RANK" not in os.environ or size == 1:
         yield ALONE
         return
     world = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
-    if dist.is_initialized():  # by whoever called; it is theirs to end
+    if dist.is_initialized():  # by the caller, who also ends it
         yield world
         return
     on_cuda = device.type == "cuda"

@@ -9,8 +9,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-# Ctrl-C; what torchrun, Slurm and others send before SIGKILL; what a job asks Slurm to send before
-# its time limit.
+# SIGINT is Ctrl-C; torchrun and Slurm send SIGTERM before SIGKILL; a job lets Slurm send SIGUSR1
+# before its time limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 GRACE_S = 20  # how long a data-loader worker outlives SIGTERM
 
