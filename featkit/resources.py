@@ -24,9 +24,7 @@ def usable_cpus() -> int:
     allowed = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    quotas = [
-        quota for folder in _cgroup_folders("cpu") if (quota := _cpu_quota(folder)) is not None
-    ]
+    quotas = [quota for folder in cgroup_folders("cpu") if (quota := cpu_quota(folder)) is not None]
     return max(1, min([allowed, *quotas]))
 
 
@@ -34,11 +32,9 @@ def usable_memory() -> int:
     """Return the bytes of memory this process may use: the smallest of the machine's memory and the
     limits on its cgroups and address space."""
     limits = [
-        limit
-        for folder in _cgroup_folders("memory")
-        if (limit := _memory_limit(folder)) is not None
+        limit for folder in cgroup_folders("memory") if (limit := _memory_limit(folder)) is not None
     ]
-    return max(LEAST_MEMORY, min([*_machine_memory(), *_address_limit(), *limits]))
+    return max(LEAST_MEMORY, min([*machine_memory(), *address_limit(), *limits]))
 
 
 def spare_memory() -> int:
@@ -47,11 +43,11 @@ def spare_memory() -> int:
 
     Cached files do not count, since the system drops them when memory is short.
     """
-    addresses, resident = _own_memory()
-    spare = [limit - resident for limit in _machine_memory()] + [
-        limit - addresses for limit in _address_limit()
+    addresses, resident = own_memory()
+    spare = [limit - resident for limit in machine_memory()] + [
+        limit - addresses for limit in address_limit()
     ]
-    for folder in _cgroup_folders("memory"):
+    for folder in cgroup_folders("memory"):
         if (limit := _memory_limit(folder)) is not None:
             spare.append(limit - max(resident, _memory_held(folder)))
     return max(0, min(spare, default=UNLIMITED))
@@ -66,7 +62,7 @@ def workers_that_fit(wanted: int, *, worker_bytes: int, reserved: int = 0) -> in
 # Control groups -----------------------------------------------------------------------------------
 
 
-def _cgroup_folders(controller: str) -> Iterator[Path]:
+def cgroup_folders(controller: str) -> Iterator[Path]:
     """Yield each folder that may hold a limit of this process on `controller` ("cpu", "memory"),
     outermost first."""
     for mount, group in dict.fromkeys(_mounted_groups(controller)):
@@ -118,7 +114,7 @@ def _own_groups() -> dict[str, str]:
     return groups
 
 
-def _cpu_quota(folder: Path) -> int | None:
+def cpu_quota(folder: Path) -> int | None:
     """Return the processors that a group's quota grants, rounded up; None without a quota."""
     granted, _, period = (_text(folder / "cpu.max") or "").partition(" ")
     if not granted:
@@ -165,7 +161,7 @@ def _statistics(folder: Path) -> dict[str, int]:
 # The process and the machine ----------------------------------------------------------------------
 
 
-def _machine_memory() -> list[int]:
+def machine_memory() -> list[int]:
     """Return the machine's memory in bytes; [] if the system does not report it."""
     try:
         return [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -173,7 +169,7 @@ def _machine_memory() -> list[int]:
         return []
 
 
-def _address_limit() -> list[int]:
+def address_limit() -> list[int]:
     """Return the limit on this process's address space in bytes (`ulimit -v`); [] without one."""
     try:
         import resource
@@ -183,14 +179,15 @@ def _address_limit() -> list[int]:
     return [] if soft == resource.RLIM_INFINITY or not 0 <= soft < UNLIMITED else [soft]
 
 
-def _own_memory() -> tuple[int, int]:
+def own_memory() -> tuple[int, int]:
     """Return the bytes of address space and of memory that this process uses now; zeros if the
     system does not report them."""
     pages = (_text(Path("/proc/self/statm")) or "0 0").split()
-    return int(pages[0]) * _page_size(), int(pages[1]) * _page_size()
+    return int(pages[0]) * page_size(), int(pages[1]) * page_size()
 
 
-def _page_size() -> int:
+def page_size() -> int:
+    """Return the bytes of a page of memory."""
     return os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 

@@ -123,17 +123,15 @@ class _Checker:
         items = self.folder.shard_range(shard)
         stamps: list[Stamp] = []
         changed: set[int] = set()
-        retried: set[int] = set()
         for position, item in enumerate(items):
             if self.cancel.is_set:
                 raise Cancelled
             now, error = self._stamp_of(item), errors[position]
-            if stored_stamps is not None:
+            if stored_stamps is None:
+                before, never_read = _stamp_by_age(now, shard_ns), False
+            else:
                 before = stored_stamps[position]
                 never_read = error is not None and before.digest is None
-            else:
-                before = _stamp_by_age(now, shard_ns)
-                never_read = False
             if before.same_file(now) and not self.rehash and not never_read:
                 now = before  # with its digest
             else:
@@ -141,17 +139,16 @@ class _Checker:
                 now, same = self._compare(item, now, row)
                 if not same:
                     changed.add(item)
-            if self.retry and error is not None and item not in changed:
-                retried.add(item)
             stamps.append(now)
+        failed = {item for item, error in zip(items, errors, strict=True) if error is not None}
         return ShardCheck(
             shard=shard,
             num_rows=len(items),
             stamps=stamps,
             written=stored_stamps == stamps,
-            failed={item for item, error in zip(items, errors, strict=True) if error is not None},
+            failed=failed,
             changed=changed,
-            retried=retried,
+            retried=failed - changed if self.retry else set(),
         )
 
     def _stamp_of(self, item: int) -> Stamp:

@@ -119,17 +119,20 @@ def _refuse_place(out: Path) -> None:
         raise InputError(
             f"{out} cannot be made: {parent} is a file; name another folder with --out."
         )
-    if out.is_dir() and not (out / PLAN_FILE).exists():
-        others = [
-            file.name
-            for file in out.iterdir()
-            if file.name != LOCK_FILE and TEMPORARY_MARK not in file.name
-        ]
-        if others:
-            raise InputError(
-                f"{out} is not an embeddings folder and holds {min(others)}; choose a new or an"
-                " empty --out."
-            )
+    if out.is_dir() and not (out / PLAN_FILE).exists() and (others := _other_files(out)):
+        raise InputError(
+            f"{out} is not an embeddings folder and holds {min(others)}; choose a new or an empty"
+            " --out."
+        )
+
+
+def _other_files(out: Path) -> list[str]:
+    """Return the files in a folder that no earlier run left there before it wrote a plan."""
+    return [
+        file.name
+        for file in out.iterdir()
+        if file.name != LOCK_FILE and TEMPORARY_MARK not in file.name
+    ]
 
 
 def _refuse_other_work(folder: Embeddings, plan: FolderPlan, source: Source) -> None:

@@ -207,8 +207,14 @@ def _split(root: Path, text: str) -> list[str]:
         lines = text.split("\r")
     if lines and not lines[-1]:
         lines.pop()
-    if all(line.endswith("\r") for line in lines[:-1]) and len(lines) > 1:  # written on Windows
-        lines = [line.removesuffix("\r") for line in lines]
+    return _without_returns(lines)
+
+
+def _without_returns(lines: list[str]) -> list[str]:
+    """Return the lines without CR if all of them end with one, as in lists from Windows: a single
+    CR may be part of a name."""
+    if len(lines) > 1 and all(line.endswith("\r") for line in lines[:-1]):
+        return [line.removesuffix("\r") for line in lines]
     return lines
 
 

@@ -68,25 +68,24 @@ def find_columns(schema: pa.Schema, where: Path | str, *, column: str | None = N
 def _find_columns(schema: pa.Schema, where: str, column: str | None) -> Columns:
     # A name that occurs twice cannot be used to ask for a column.
     single = [field for field in schema if schema.names.count(field.name) == 1]
-    ranked = sorted(
-        (rank, i) for i, field in enumerate(single) if (rank := _rank(field)) is not None
-    )
-    binary = [single[i].name for _, i in ranked]
+    binary = _by_rank(single)
     candidates = [name for name in binary if not _is_digest(schema.field(name).type)]
     if column is not None:
         chosen = _as_in(binary, column)
         if chosen is None:
             raise InputError(_wrong_column(schema, where, column, candidates))
         candidates = [chosen, *(name for name in candidates if name != chosen)]
-    elif set(schema.names) >= EMBEDDINGS_COLUMNS:
-        raise NoImages(
-            f"{where} is a shard of an embeddings folder; name the images, or --column thumbnail."
-        )
-    if not candidates:
+    elif not candidates or set(schema.names) >= EMBEDDINGS_COLUMNS:
         raise _no_images(schema, where)
     plain = [field.name for field in single if _is_plain(field.type)]
     labels = {name: names for name, names in _label_names(schema).items() if name in plain}
     return Columns(candidates[0], plain, labels, candidates[1:])
+
+
+def _by_rank(fields: list[pa.Field]) -> list[str]:
+    """Return the names of the columns that may hold images, the best first."""
+    ranked = [(rank, i) for i, field in enumerate(fields) if (rank := _rank(field)) is not None]
+    return [fields[i].name for _, i in sorted(ranked)]
 
 
 def _as_in(names: list[str], name: str) -> str | None:
@@ -99,6 +98,10 @@ def _as_in(names: list[str], name: str) -> str | None:
 
 def _no_images(schema: pa.Schema, where: str) -> InputError:
     """Return the error for a table without a column of images."""
+    if set(schema.names) >= EMBEDDINGS_COLUMNS:
+        return NoImages(
+            f"{where} is a shard of an embeddings folder; name the images, or --column thumbnail."
+        )
     nested = next((field for field in schema if _is_nested(field.type)), None)
     if nested is not None:
         return InputError(

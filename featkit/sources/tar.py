@@ -136,16 +136,9 @@ class TarSource:
             for key, entry in entries.items()
             if isinstance(entry, SymbolicLink)
         }
-        folders = {key for key, end in ends.items() if _is_folder(listing, end)}
-        if folders:
-            self._skipped[LINKED_FOLDER] += len(folders)
-        files = [
-            key for key in entries if key not in folders and not key.endswith(tuple(COMPANIONS))
-        ]
-        picked = selection.pick(files, below=f"{self.prefix}/")
-        self._skipped.update(picked.skipped)
-        taken = {key for key in picked.paths if key not in ends}
-        for key in picked.paths:
+        paths = self._pick(listing, selection, ends)
+        taken = {key for key in paths if key not in ends}
+        for key in paths:
             entry, end = entries[key], ends.get(key)
             if end in taken:
                 self._skipped[LINKED_FILE] += 1
@@ -157,6 +150,23 @@ class TarSource:
             else:
                 to_link = isinstance(listing.target_of(entry), SymbolicLink)
                 yield dangling(self.path, entry, to_link=to_link)
+
+    def _pick(
+        self, listing: Listing, selection: Selection, ends: Mapping[str, str | None]
+    ) -> list[str]:
+        """Return the keys of images, and of links to them; count what is passed over. ends: the key
+        that each symbolic link leads to."""
+        folders = {key for key, end in ends.items() if _is_folder(listing, end)}
+        if folders:
+            self._skipped[LINKED_FOLDER] += len(folders)
+        files = [
+            key
+            for key in listing.entries
+            if key not in folders and not key.endswith(tuple(COMPANIONS))
+        ]
+        picked = selection.pick(files, below=f"{self.prefix}/")
+        self._skipped.update(picked.skipped)
+        return picked.paths
 
     def _nothing(self, listing: Listing, kind: Kind | None) -> InputError:
         """Return the error for an archive without an image that can be read."""

@@ -144,7 +144,7 @@ class _Walk:
             stored = self._stored_size(header, values, data)
             if header.kind == tarfile.GNUTYPE_SPARSE:
                 sparse, data = old_sparse_map(header.block, data, stored, self.read)
-            elif values and any(key.startswith("GNU.sparse.") for key in values):
+            elif _is_pax_sparse(values):
                 sparse = pax_sparse_map(values, extended.sparse, data, stored, self.read)
             elif "GNUSparseFile." in name:
                 raise Damaged("the map of the sparse member is lost")
@@ -274,10 +274,8 @@ class _Walk:
         if last is not None and parse_header(self.read(last.data, BLOCK)) is not None:
             last = None
         header = self._find_header(offset if last is None else last.data)
-        if header is not None and last is not None:
-            is_moved = header < offset or (header - offset) % BLOCK != 0
-            if is_moved:
-                self._distrust(last.name, last.data, header)
+        if header is not None and last is not None and _is_moved(header, offset):
+            self._distrust(last.name, last.data, header)
         if header is None or header > offset:
             end = self.end if header is None else header
             is_last = after_end and header is None
@@ -377,6 +375,10 @@ class _Walk:
         self.listing.gaps[start, end] = sentence
 
 
+def _is_pax_sparse(values: dict[str, bytes]) -> bool:
+    return any(key.startswith("GNU.sparse.") for key in values)
+
+
 def _nameless(name: str, link: str, extended: _Extended) -> str | None:
     """Return in words why a member's name cannot be right; None if it can."""
     longest = max(len(name), len(link))
@@ -385,6 +387,11 @@ def _nameless(name: str, link: str, extended: _Extended) -> str | None:
     if extended.damaged:
         return "an extended header is damaged, so the name of its member is unknown"
     return None
+
+
+def _is_moved(header: int, offset: int) -> bool:
+    """Return whether a header is not where one at or after `offset` would be in a whole archive."""
+    return header < offset or (header - offset) % BLOCK != 0
 
 
 def _may_be_header(data: bytes, begin: int) -> bool:

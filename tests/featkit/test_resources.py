@@ -48,11 +48,11 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> System:
     made = System(tmp_path)
     monkeypatch.setattr(resources, "Path", made.at)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(8)), raising=False)
-    monkeypatch.setattr(resources, "_machine_memory", lambda: [32 * GB])
-    monkeypatch.setattr(resources, "_address_limit", list)
+    monkeypatch.setattr(resources, "machine_memory", lambda: [32 * GB])
+    monkeypatch.setattr(resources, "address_limit", list)
     made.write(
         "/proc/self/statm",
-        f"{4 * GB // resources._page_size()} {GB // resources._page_size()} 0 0 0 0 0",
+        f"{4 * GB // resources.page_size()} {GB // resources.page_size()} 0 0 0 0 0",
     )
     return made
 
@@ -68,7 +68,7 @@ def test_affinity_limits_processors(num_cpus: int) -> None:
         pytest.skip(f"the system grants {len(allowed)} processor, and the test is about {num_cpus}")
     code = (
         "import os, sys; os.sched_setaffinity(0, {int(cpu) for cpu in sys.argv[1:]}); from featkit"
-        " import resources; resources._cpu_quota = lambda _path: None;"
+        " import resources; resources.cpu_quota = lambda _path: None;"
         " print(resources.usable_cpus())"
     )
     assert run_python(code, *allowed[:num_cpus]) == (0, f"{num_cpus}\n", "")
@@ -181,7 +181,7 @@ def test_smallest_memory_limit_counts(
 
 @pytest.mark.usefixtures("system")
 def test_limit_on_address_space_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_address_limit", lambda: [5 * GB])
+    monkeypatch.setattr(resources, "address_limit", lambda: [5 * GB])
     assert usable_memory() == 5 * GB
     assert spare_memory() == GB  # 4 of them are reserved already, though only 1 is used
 
@@ -231,7 +231,7 @@ def test_system_without_affinity_counts_all_processors(
 ) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: counted)
-    monkeypatch.setattr(resources, "_cpu_quota", lambda _path: None)
+    monkeypatch.setattr(resources, "cpu_quota", lambda _path: None)
     assert usable_cpus() == expected
 
 

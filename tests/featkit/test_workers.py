@@ -34,11 +34,11 @@ peak = 0
 def watch():  # ru_maxrss begins with what the process that started this one had
     global peak
     while True:
-        peak = max(peak, resources._own_memory()[1])
+        peak = max(peak, resources.own_memory()[1])
         time.sleep(0.002)
 threading.Thread(target=watch, daemon=True).start()
-resources._machine_memory = lambda: [512 * 10**6]
-resources._cgroup_folders = lambda controller: []
+resources.machine_memory = lambda: [512 * 10**6]
+resources.cgroup_folders = lambda controller: []
 resources.os.sched_getaffinity = lambda process: set(range(16))
 from featkit.cli.app import main
 status = main(sys.argv[1:])
