@@ -112,7 +112,7 @@ def test_crop_box_is_inside_the_image_and_its_bounds(
     rng = np.random.default_rng(seed)
     image = gradient_image(height, width)
     crop = cut_crop(image, rng, size=64, scale=(low, low + reach), config=config).astype(float)
-    # Of a crop's pixels the outermost say where it ends but for half a pixel of it.
+    # The outermost pixels of a crop show its edges, to half a pixel.
     box_width = (crop[:, -1, 0].mean() - crop[:, 0, 0].mean()) / 255 * width * 64 / 63
     box_height = (crop[-1, :, 1].mean() - crop[0, :, 1].mean()) / 255 * height * 64 / 63
     share = box_width * box_height / (height * width)

@@ -1,4 +1,5 @@
-"""Normalize pixels by each channel's mean and standard deviation, and change between two such."""
+"""Normalize pixels by each channel's mean and standard deviation, and convert between two
+normalizations."""
 
 from __future__ import annotations
 

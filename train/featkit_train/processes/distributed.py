@@ -129,10 +129,10 @@ class _Gather(torch.autograd.Function):
 def join_world(device: torch.device) -> Iterator[World]:
     """Join the world that torchrun's environment describes (RANK, WORLD_SIZE, LOCAL_WORLD_SIZE).
 
-    Yields ALONE outside torchrun, and leaves a process group that the caller has created to the
-    caller. An error in one process ends all: the others lose the connection, or torchrun ends them.
-    The first raises its own error and the others SystemExit, so that a message is not printed W
-    times.
+    Yields ALONE outside torchrun. If the caller has already created the process group, the caller
+    also ends it. An error in one process ends all: the others lose the connection, or torchrun ends
+    them. The first raises its own error and the others SystemExit, so that a message is not printed
+    W times.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if "RANK" not in os.environ or size == 1:
