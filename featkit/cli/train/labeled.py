@@ -77,8 +77,8 @@ def self_training(
     """Train a teacher on labels, let it label other images, and train students on both (arXiv
     1911.04252).
 
-    Use it for few labeled images and many unlabeled ones of the same kinds. Labels that the latter
-    may have are ignored.
+    Use it for few labeled images and many unlabeled ones of the same kinds. If the unlabeled images
+    have labels, those are ignored.
 
     Example: featkit train self-training --labeled sorted/ --unlabeled unsorted/ --out run/
 

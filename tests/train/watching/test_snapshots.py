@@ -285,7 +285,8 @@ def test_drawing_changes_nothing_of_the_run(tmp_path: Path) -> None:
     )
     torch.manual_seed(7)
     np.random.seed(7)
-    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    state = torch.get_rng_state()
+    numpy_state = np.random.get_state()[1].tolist()  # type: ignore[index]
     snapshots_in(tmp_path).draw(backbone, 0)
     assert [part.training for part in backbone.modules()] == modes
     assert all(torch.equal(weights[name], tensor) for name, tensor in backbone.state_dict().items())
