@@ -68,7 +68,7 @@ class Concatenation:
         return [columns for part in self._parts for columns in columns_of(part)]
 
     def locality(self) -> Locality:
-        """Return where the items of all parts lie."""
+        """Return the locality of all parts together."""
         return joined(self._parts)
 
     def _locate(self, item: int) -> tuple[Source, int]:
@@ -127,7 +127,7 @@ class Subset:
         return columns_of(self._source)
 
     def locality(self) -> Locality:
-        """Return where these items lie."""
+        """Return the locality of these items."""
         whole = locality_of(self._source)
         return whole._replace(group_of=whole.group_of[np.asarray(self._items, np.int64)])
 

@@ -128,8 +128,11 @@ def pax_sparse_map(
 
 
 def _numbers_before_data(data: int, stored: int, read: ReadAt) -> tuple[list[int], int]:
-    """Return the offsets and sizes of a map of version 1.0, and the bytes that it takes: lines of
-    decimals before the data, the first of which counts the pieces, padded to whole blocks."""
+    """Return the offsets and sizes of a map of version 1.0, and the map's length in bytes.
+
+    The map precedes the data, padded to whole blocks. Its lines are decimals; the first is the
+    number of pieces.
+    """
     lines = b""
     count: int | None = None
     while count is None or lines.count(b"\n") < 1 + 2 * count:
