@@ -34,7 +34,7 @@ class WriterLock:
         with explain_os_errors(path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | OPEN_FLAGS, 0o644)
         try:
-            # The lock belongs to this open file, so it also excludes a second writer in this process.
+            # The lock belongs to this open file, so it also excludes other writers in this process.
             if not lock_descriptor(self._descriptor, blocking=False):
                 raise EnvironmentProblem(
                     f"{path.parent} is being written by {_read_holder(self._descriptor)}; wait for"

@@ -37,7 +37,8 @@ def text_keys(keys: Iterable[str], *, call: str) -> list[str]:
     """
     if isinstance(keys, str | bytes | bytearray):
         raise InputError(
-            f"keys is {_shown(keys)}, not a list of keys; write {call}[{_shown(keys)}]) for one key."
+            f"keys is {_shown(keys)}, not a list of keys; write {call}[{_shown(keys)}]) for one"
+            " key."
         )
     if isinstance(keys, set | frozenset) and call.startswith("add"):
         raise InputError(
@@ -124,8 +125,8 @@ def unit_vectors(
         )
     if keys is not None and len(array) != len(keys):
         raise InputError(
-            f"{counted(len(keys), 'key')} and {counted(len(array), 'vector')} do not match; give one"
-            " vector for each key."
+            f"{counted(len(keys), 'key')} and {counted(len(array), 'vector')} do not match; give"
+            " one vector for each key."
         )
     with np.errstate(over="ignore"):  # overflow gives infinity, which is refused below
         array = np.ascontiguousarray(array, np.float32)
@@ -168,8 +169,8 @@ def _column(
     listed = _listed(values, name)
     if len(listed) != len(keys):
         raise InputError(
-            f"{counted(len(keys), 'key')} and {len(listed):,} {name} do not match; give one for each"
-            f" key, or leave {name} out."
+            f"{counted(len(keys), 'key')} and {len(listed):,} {name} do not match; give one for"
+            f" each key, or leave out {name}."
         )
     return [
         None if value is None else convert(value, f"{key}: {name}[{position}]")

@@ -28,7 +28,9 @@ CHECKPOINT_TIMEOUT_MS = 1000
 
 
 class Catalogue:
-    """An open catalogue. Any number of threads may read it; a writer holds the index's lock and token.
+    """An open catalogue.
+
+    Any number of threads may read it. A writer holds the index's lock and token.
 
     When the file at its path is replaced or overwritten, the next read opens a new connection.
     InputError if the file is missing, damaged, not a catalogue, or has a newer format;

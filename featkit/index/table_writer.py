@@ -136,7 +136,7 @@ class CatalogueWriter(CatalogueReader):
         return columns
 
     def _kind_with(self, kind: str, column: str, value: Value) -> str:
-        """Return the kind of a column once it also holds `value`; the kind as it was on conflict."""
+        """Return the kind of a column once it holds `value`, or the old kind on conflict."""
         if kind == "":
             return _kind_of(value)
         if kind == OLD and (_kind_of(value) == PLAIN or not self._has_other_than_bools(column)):

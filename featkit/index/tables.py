@@ -121,11 +121,9 @@ class CatalogueReader:
 
     def first_checksums(self, limit: int) -> dict[int, int]:
         """Return the first `limit` checksums by id, for a catalogue in which few items have one."""
+        condition = f"{CHECKSUM} IS NOT NULL ORDER BY id LIMIT ?"
         return dict(
-            self._connection.execute(
-                f"SELECT id, {CHECKSUM} FROM items WHERE {CHECKSUM} IS NOT NULL ORDER BY id LIMIT ?",
-                [limit],
-            )
+            self._connection.execute(f"SELECT id, {CHECKSUM} FROM items WHERE {condition}", [limit])
         )
 
     def num_rows(self) -> int:
@@ -178,7 +176,7 @@ class CatalogueReader:
         return None if row is None else row[0]
 
     def stored_keys(self, keys: Sequence[str], *, apart: Collection[str] = ()) -> dict[str, str]:
-        """Map each key to the key under which its item is stored; keys without an item are left out.
+        """Map keys to the keys under which their items are stored, if there are any.
 
         An item is stored under the same key or, failing that, under another spelling of it. A
         stored spelling that is in `apart` or among `keys` belongs to an image of its own and does

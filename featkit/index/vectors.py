@@ -96,7 +96,7 @@ class VectorFile:
         self.read_bytes(start * self.row_bytes, rows.reshape(-1).view(np.uint8).data)
 
     def read_bytes(self, position: int, rest: memoryview) -> None:
-        """Fill `rest` with the bytes of whole rows from `position` on. Raises what `read` raises."""
+        """Fill `rest` with the bytes of whole rows from `position` on. Raises as `read` does."""
         end = position + len(rest)
         while rest:
             try:
@@ -298,7 +298,7 @@ def _check_length(path: Path, length: int, *, num_rows: int, row_bytes: int) -> 
 
 
 def _read_at(descriptor: int, buffer: memoryview, position: int) -> int:
-    """Read into the buffer from a position; return the number of bytes, 0 at the end of the file."""
+    """Read into the buffer from a position; return the number of bytes, 0 at the file's end."""
     if hasattr(os, "preadv"):
         return os.preadv(descriptor, [buffer], position)
     with _seek_lock:

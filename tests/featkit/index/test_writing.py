@@ -48,7 +48,7 @@ with Index.open(sys.argv[1], writable=True) as index:
 
 
 def check_whole(path: Path, *, at_least: int) -> int:
-    """Assert, item by item, that an index of ADD_BLOCKS ends with a whole block; return its size."""
+    """Assert that an index of ADD_BLOCKS ends with a whole block; return its number of items."""
     with Index.open(path) as index:
         size = len(index)
         assert size >= at_least
@@ -199,6 +199,7 @@ def test_metadata_that_cannot_be_stored_adds_nothing(photos: Path) -> None:
     ]
     with Index.open(photos, writable=True) as index:
         for key, metadata, words in bad:
+            items: Any = [{"fine": 1}, metadata]
             with pytest.raises(InputError, match=words):
-                index.add(["a", key], unit_vectors(2), metadata=[{"fine": 1}, metadata])  # type: ignore[list-item]
+                index.add(["a", key], unit_vectors(2), metadata=items)
         assert_as_before(index)
