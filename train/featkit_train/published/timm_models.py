@@ -15,7 +15,7 @@ from featkit_train.networks.borrowed import TimmModel
 from featkit_train.published.downloads import download_timm
 from featkit_train.published.key_maps import TIMM
 from featkit_train.published.loading import fill, find_tensors, folder_geometry, origin_of
-from featkit_train.published.preprocessor import timm_geometry
+from featkit_train.published.timm_preprocessing import timm_geometry
 from featkit_train.published.weight_files import read_weights
 from featkit_train.weights import BackboneInfo
 
