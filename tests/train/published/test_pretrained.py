@@ -21,8 +21,8 @@ from torch import Tensor
 
 from featkit_train.networks.base import Backbone
 from featkit_train.published import pretrained
-from featkit_train.published.timm_preprocessing import timm_geometry
 from featkit_train.published.pretrained import load_pretrained, load_published
+from featkit_train.published.timm_preprocessing import timm_geometry
 from featkit_train.published.weight_files import INDEX, SAFETENSORS
 from featkit_train.published.zoo import PUBLISHED, Published
 from featkit_train.weights import BackboneInfo, save_backbone

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from featkit_train.published import weight_files
+from featkit_train.published.distributed_files import METADATA, read_distributed
 from featkit_train.published.stored import Stored
-from featkit_train.published.torch_files import METADATA, read_checkpoint, read_distributed
+from featkit_train.published.torch_files import read_checkpoint
 from featkit_train.published.weight_files import read_weights
 from tests.sentences import refused
 from tests.train.published.harmful import Runs

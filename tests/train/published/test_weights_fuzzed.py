@@ -20,8 +20,8 @@ from torch import Tensor
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.networks.vit_config import ViTConfig
 from featkit_train.published.building import build
+from featkit_train.published.distributed_files import METADATA
 from featkit_train.published.pretrained import load_published
-from featkit_train.published.torch_files import METADATA
 from featkit_train.published.weight_files import read_weights
 from featkit_train.published.zoo import PUBLISHED, Published
 from tests.fuzzing import CASES, fuzz

@@ -26,15 +26,10 @@ from featkit.errors import InputError
 from featkit.filetypes import what_is
 from featkit.paths import text_path
 from featkit.wording import counted, first_line
+from featkit_train.published.distributed_files import METADATA, PIECES, read_distributed
 from featkit_train.published.pickles import Global, Inert
 from featkit_train.published.stored import Stored
-from featkit_train.published.torch_files import (
-    METADATA,
-    PIECES,
-    SHARDED,
-    read_checkpoint,
-    read_distributed,
-)
+from featkit_train.published.torch_files import SHARDED, read_checkpoint
 
 SAFETENSORS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
