@@ -62,7 +62,8 @@ from featkit_train.published.preprocessor import (
 # Operators of int8 and fewer bits. The first group takes its scales from the whole batch.
 DYNAMIC_OPERATORS = re.compile(r"DynamicQuantize|MatMulInteger|ConvInteger")
 QUANTIZED_OPERATORS = re.compile(
-    rf"{DYNAMIC_OPERATORS.pattern}|QuantizeLinear|DequantizeLinear|^QLinear|^QAttention|MatMulNBits|^QGemm"
+    rf"{DYNAMIC_OPERATORS.pattern}|QuantizeLinear|DequantizeLinear|^QLinear|^QAttention"
+    r"|MatMulNBits|^QGemm"
 )
 
 
@@ -144,7 +145,7 @@ def adopt_file(path: Path, out: Path, options: AdoptOptions) -> ExportReport:
     )
 
 
-# Reading the file and what was published with it ---------------------------------------------------
+# Reading the file and what was published with it --------------------------------------------------
 
 
 @dataclass(kw_only=True)
@@ -222,7 +223,7 @@ def _geometry(
     return geometry, remarks
 
 
-# Opening the original ------------------------------------------------------------------------------
+# Opening the original -----------------------------------------------------------------------------
 
 
 def _open_original(
@@ -309,7 +310,7 @@ def _default_feature(interface: Interface, *, has_class_token: bool, name: str) 
     )
 
 
-# Describing the model file -------------------------------------------------------------------------
+# Describing the model file ------------------------------------------------------------------------
 
 
 def _manifest(source: _Source, original: Original, options: AdoptOptions) -> Manifest:
@@ -370,7 +371,8 @@ def _precision(model: onnx.ModelProto) -> str:
 
 
 def _oddities(model: onnx.ModelProto) -> list[str]:
-    """Return a sentence each on operators outside ONNX's own domain and on those of quantization."""
+    """Return a sentence each on operators outside ONNX's own domain and on those of
+    quantization."""
     nodes = list(all_nodes(model.graph))
     foreign = Counter(
         f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in ("", "ai.onnx")

@@ -50,7 +50,7 @@ class Affine:
 
     @property
     def is_scale_alone(self) -> bool:
-        """Whether this is a single factor for all channels without an offset, such as 1/255."""
+        """True if this is a single factor for all channels without an offset, such as 1/255."""
         return bool(
             np.allclose(self.offset, 0, atol=1e-4)
             and np.ptp(self.factor) <= 1e-3 * abs(self.factor[0])
@@ -226,8 +226,8 @@ def feed_for(built_in: Affine | None, geometry: Geometry, *, name: str, takes_by
     )
     raise InputError(
         f"{name} normalizes images itself, by {built_in}, which contradicts the mean"
-        f" {published_mean} and std {published_std} of its preprocessing. If the graph is right, set"
-        " do_normalize to false in its preprocessor_config.json; otherwise export it again without"
+        f" {published_mean} and std {published_std} of its preprocessing. If the graph is right,"
+        " set do_normalize to false in its preprocessor_config.json; otherwise export it again without"
         " its normalization."
     )
 

@@ -101,7 +101,7 @@ def export_backbone(
         except (TraceError, ParityError) as error:
             if size is not None or isinstance(backbone, VisionTransformer):
                 raise
-            # Other architectures may fix a size while tracing; at their native size they still work.
+            # Tracing fixes a size in some architectures; they still work at their native size.
             size = (geometry.height, geometry.width)
             remarks = (
                 *remarks,

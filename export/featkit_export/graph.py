@@ -146,7 +146,7 @@ def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None 
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     sizes: dict[int, object] = {0: torch.export.Dim("N", min=1)}
     if size is None:
-        # Declare that sides are multiples of the patch; otherwise the tracer guards on the remainder.
+        # Declare sides as multiples of the patch; otherwise the tracer guards on the remainder.
         sizes[1] = patch * torch.export.Dim("h", min=1, max=4096)
         sizes[2] = patch * torch.export.Dim("w", min=1, max=4096)
     try:

@@ -101,8 +101,8 @@ def kept_in_float(full: onnx.ModelProto, peaks: Mapping[str, float]) -> dict[str
 
 
 def layer_name(node: onnx.NodeProto, graph: onnx.GraphProto) -> str:
-    """Return the name of a product for messages: the module of its weight or bias, or the node's own
-    name.
+    """Return the name of a product for messages: the module of its weight or bias, or the node's
+    own name.
 
     Exporters transpose weights into constants with other names. The bias, which is added next,
     still has the module's name.

@@ -32,8 +32,8 @@ import onnx
 import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-# SmoothQuant's alpha, the share of a channel's range that moves into the weights. Values from 0.3 to
-# 0.7 gave the same accuracy.
+# SmoothQuant's alpha, the share of a channel's range that moves into the weights. Values between
+# 0.3 and 0.7 gave the same accuracy.
 SMOOTHING = 0.5
 
 

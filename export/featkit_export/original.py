@@ -74,8 +74,8 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         if not path.exists():
             raise InputError(f"{path} does not exist; name an ONNX file.") from error
         raise InputError(
-            f"{path} cannot be read with its weights ({one_line(error, most=LONGEST_CAUSE)}); download all its files"
-            " again."
+            f"{path} cannot be read with its weights ({one_line(error, most=LONGEST_CAUSE)});"
+            " download all its files again."
         ) from error
     if not _is_text_whole(model):
         raise InputError(
@@ -230,7 +230,8 @@ class Original:
             means = f"{surplus} registers" if surplus >= 0 else "another patch or no class token"
             raise DoesNotTake(
                 f"it gives {hidden.shape[1]} tokens for {height}×{width}, which at a patch of"
-                f" {self.geometry.patch} means {means}, not the {self.num_registers} registers given"
+                f" {self.geometry.patch} means {means}, not the"
+                f" {self.num_registers} registers given"
             )
         tokens = hidden[:, skip:]
         vectors = _feature(self.feature, hidden[:, 0], tokens)
@@ -238,7 +239,7 @@ class Original:
 
     @property
     def gives_tokens(self) -> bool:
-        """Whether HIDDEN is among the file's outputs, even if another one is used."""
+        """True if HIDDEN is among the file's outputs, even if another one is used."""
         return HIDDEN in {value.name for value in self._session.get_outputs()}
 
     def num_tokens(self, images: np.ndarray) -> int:
@@ -275,7 +276,8 @@ def load_session(path: Path) -> ort.InferenceSession:
             return verify.open_session(text)
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         raise InputError(
-            f"{path} cannot be loaded by ONNX Runtime ({one_line(error, most=LONGEST_CAUSE)}); export it again."
+            f"{path} cannot be loaded by ONNX Runtime ({one_line(error, most=LONGEST_CAUSE)});"
+            " export it again."
         ) from error
 
 

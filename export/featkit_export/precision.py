@@ -247,8 +247,8 @@ def _quantizable(full: Path) -> onnx.ModelProto:
 
 
 def _prepared(source: Source, full: Path) -> np.ndarray:
-    """Return the readable images (N, H, W, 3) uint8 at the model's size. Raises InputError if there
-    is none."""
+    """Return the readable images (N, H, W, 3) uint8 at the model's size. Raises InputError if
+    all of them fail."""
     embedder = Embedder(full, backend="onnxruntime")
     images = []
     for index in range(len(source)):

@@ -1,4 +1,4 @@
-"""What an exported vector is made of, and the other outputs of the file. No torch here."""
+"""The recipe of an exported file: its feature, layers and outputs. No torch here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an export reports: the file, every comparison that proves it, and remarks. No engine here."""
+"""The report of an export: the file, every comparison that proves it, and remarks."""
 
 from __future__ import annotations
 

@@ -54,7 +54,8 @@ class TorchEmbedder:
     def open(
         cls, run: Path, *, recipe: Recipe | None = None, device: str = "auto"
     ) -> TorchEmbedder:
-        """Open a run folder or its backbone.safetensors. Raises InputError as load_backbone does."""
+        """Open a run folder or its backbone.safetensors. Raises InputError as load_backbone
+        does."""
         backbone, info = load_backbone(run)
         return cls(EmbeddingGraph(backbone, info.geometry, recipe or Recipe()), info, device=device)
 

@@ -1,4 +1,5 @@
-"""A graph before it becomes a model file, in memory or with its weights in a file. No torch here."""
+"""A graph before it becomes a model file, in memory or with its weights in a file. No torch
+here."""
 
 from __future__ import annotations
 

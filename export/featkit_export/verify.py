@@ -41,7 +41,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether both values are within bounds."""
+        """True if both values are within bounds."""
         return self.min_cosine >= MIN_COSINE and self.max_abs <= MAX_ABS
 
 

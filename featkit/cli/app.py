@@ -90,8 +90,8 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
 # The dynamic loader's messages for a shared library that does not fit into memory.
 NO_MEMORY = ("failed to map segment", "cannot allocate memory")
 
-# All commands except training, which ends between two steps, when its state is consistent, even if a
-# step takes longer.
+# All commands except training, which ends between two steps, when its state is consistent. A step
+# may take longer.
 ENDED_WITHIN_SECONDS = frozenset(name for _, name, _, _ in COMMANDS) - {"train"}
 
 

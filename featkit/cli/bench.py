@@ -45,7 +45,8 @@ def bench(
     model
         A model file. The default is featkit-tiny, which ships with featkit.
     photos
-        Images to compare the engines on: anything that `featkit embed` takes. Without them, featkit draws some.
+        Images to compare the engines on: anything that `featkit embed` takes. Without them, featkit
+        draws some.
     seconds
         How long to time each engine.
     """

@@ -65,8 +65,8 @@ def _resize(geometry: Geometry) -> list[str]:
         return _two_steps(geometry, size, resampling)
     if geometry.resize == "cover":
         scale = (
-            f"min(image.height / {geometry.height}, image.width / {geometry.width})  # to just cover"
-            " the model's size"
+            f"min(image.height / {geometry.height}, image.width / {geometry.width})  # to just"
+            " cover the model's size"
         )
     else:
         scale = (

@@ -109,8 +109,8 @@ def _harmless(text: str) -> str:
 def step_reporter(*, quiet: bool = False) -> Iterator[Callable[[str], None] | None]:
     """Yield a listener for the steps of long work, to be called with the name of each step.
 
-    It shows a spinner on a terminal and plain lines elsewhere. With quiet=True it is None, so the
-    work also shows no progress of its own, such as that of a download.
+    It shows a spinner on a terminal and plain lines elsewhere. With quiet=True, the listener is
+    None, so the work also shows no progress of its own, such as that of a download.
     """
     if quiet:
         yield None
@@ -122,8 +122,8 @@ def step_reporter(*, quiet: bool = False) -> Iterator[Callable[[str], None] | No
 
 
 class ProgressReporter:
-    """Show the progress of long work on stderr: a bar with rate and time left on a terminal, a plain
-    line every 5 s elsewhere.
+    """Show the progress of long work on stderr: a bar with rate and time left on a terminal, a
+    plain line every 5 s elsewhere.
 
     Use it as a context manager and call it with the counts so far: `progress(done, failed)`. With
     quiet=True it shows nothing.

@@ -40,11 +40,13 @@ def demo(
     Parameters
     ----------
     photos
-        An index folder, or anything that `featkit embed` takes: a folder of images, a .tar, a .parquet.
+        An index folder, or anything that `featkit embed` takes: a folder of images, a .tar, a
+        .parquet.
     model
-        The model to embed images with: a model file, or a published backbone such as dinov2-small (see `featkit export
-        --list`), which is downloaded and exported once. The default is featkit-tiny, which ships with featkit. An index
-        uses its own model.
+        The model to embed images with: a model file, or a published backbone such as dinov2-small
+        (see `featkit export
+        --list`), which is downloaded and exported once. The default is featkit-tiny, which ships
+        with featkit. An index uses its own model.
     browser
         Open the page in this desktop's browser, if it has one.
     cache

@@ -47,23 +47,25 @@ def embed(
     Parameters
     ----------
     source
-        A folder of images, .tar archives and Parquet files; one such file; a .txt list of paths; a folder written by the
-        datasets library's save_to_disk; or a data set on the Hugging Face Hub, which is downloaded, such as
-        hf:uoft-cs/cifar10:test.
+        A folder of images, .tar archives and Parquet files; one such file; a .txt list of paths; a
+        folder written by the datasets library's save_to_disk; or a data set on the Hugging Face
+        Hub, which is downloaded, such as hf:uoft-cs/cifar10:test.
     out
         The embeddings folder to write.
     model
         A model file from `featkit export`. The default is featkit-tiny, which ships with featkit.
     backend
-        The engine that runs the model. auto picks the fastest on this machine, measured at the model's first use, or
-        FEATKIT_BACKEND. An existing folder keeps the engine it was started with.
+        The engine that runs the model. auto picks the fastest on this machine, measured at the
+        model's first use, or FEATKIT_BACKEND. An existing folder keeps the engine it was started
+        with.
     precision
-        fp32, or bf16 with openvino. auto picks bf16 if the CPU supports it in hardware and the vectors stay the same within
-        rounding, or FEATKIT_PRECISION.
+        fp32, or bf16 with openvino. auto picks bf16 if the CPU supports it in hardware and the
+        vectors stay the same within rounding, or FEATKIT_PRECISION.
     shard_size
         Images per shard file.
     threads
-        Threads that decode and embed. The default is one per available CPU, or fewer if memory is limited.
+        Threads that decode and embed. The default is one per available CPU, or fewer if memory is
+        limited.
     max_pixels
         Refuse images with more pixels, before decoding them.
     max_bytes

@@ -51,39 +51,45 @@ def export(
     Parameters
     ----------
     source
-        A published model (see --list), timm:NAME, a Hugging Face folder, a run folder of `featkit train`, an ONNX file made
-        elsewhere (a local file or hub:OWNER/NAME), or a featkit model file to convert to a lower --precision.
+        A published model (see --list), timm:NAME, a Hugging Face folder, a run folder of `featkit
+        train`, an ONNX file made elsewhere (a local file or hub:OWNER/NAME), or a featkit model
+        file to convert to a lower --precision.
     out
         The model file to write.
     list_
         List the published models with their size, license and source, and exit.
     weights
-        Read the weights from this file or folder instead of downloading them: .pth, .ckpt, .safetensors, .distcp, or a
-        Hugging Face or timm folder.
+        Read the weights from this file or folder instead of downloading them: .pth, .ckpt,
+        .safetensors, .distcp, or a Hugging Face or timm folder.
     branch
-        The weights to take from a training checkpoint. The default is the first of these three that it contains.
+        The weights to take from a training checkpoint. The default is the first of these three that
+        it contains.
     feature
-        What a vector is made of: the class token (cls, the default), the mean or generalized mean (gem) of the patch tokens,
-        or two of these concatenated. pooler is the pooler_output of an ONNX file made elsewhere, the default for files
-        without a class token.
+        What a vector is made of: the class token (cls, the default), the mean or generalized mean
+        (gem) of the patch tokens, or two of these concatenated. pooler is the pooler_output of an
+        ONNX file made elsewhere, the default for files without a class token.
     layers
-        Blocks to take the feature from, counted from 1, such as 9,10,11,12. The default is the last block.
+        Blocks to take the feature from, counted from 1, such as 9,10,11,12. The default is the last
+        block.
     join
         How to combine several --layers into one vector: concatenate or average them.
     outputs
-        Outputs of the file, separated by commas: embedding, and optionally patches (one vector per patch) and attention (of
-        the class token).
+        Outputs of the file, separated by commas: embedding, and optionally patches (one vector per
+        patch) and attention (of the class token).
     whiten
         Fold the whitening statistics of `featkit whiten` into the graph.
     size
-        Fix the image size in pixels, such as 224 or 336x504 (height x width). The file becomes faster and takes no other size.
+        Fix the image size in pixels, such as 224 or 336x504 (height x width). The file becomes
+        faster and takes no other size.
     exit_
-        Cut a network with early exits after this one, counted from 1. The default is the deepest exit.
+        Cut a network with early exits after this one, counted from 1. The default is the deepest
+        exit.
     precision
-        fp16 is for GPUs. int8 is for CPUs with VNNI or AMX; it needs --calibrate, and is refused if it is not faster or loses
-        quality.
+        fp16 is for GPUs. int8 is for CPUs with VNNI or AMX; it needs --calibrate, and is refused if
+        it is not faster or loses quality.
     calibrate
-        Images like those you will embed, to calibrate int8: anything that `featkit embed` takes. A few hundred are enough.
+        Images like those you will embed, to calibrate int8: anything that `featkit embed` takes. A
+        few hundred are enough.
     triton
         Also add the file to this Triton model repository.
     name
@@ -210,7 +216,8 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 
 def parse_outputs(text: str) -> tuple[str, ...]:
-    """Return "embedding,patches" as a tuple in the order of OUTPUTS. The embedding is always in it."""
+    """Return "embedding,patches" as a tuple in the order of OUTPUTS. The embedding is always in
+    it."""
     asked = {name.strip() for name in text.split(",") if name.strip()} | {EMBEDDING}
     known = [output for output in OUTPUTS if output in asked]
     return (*known, *sorted(asked - set(OUTPUTS)))  # the request refuses unknown outputs

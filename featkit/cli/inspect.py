@@ -38,7 +38,8 @@ def inspect(path: Path, /, *, json_: AsJson = False) -> None:
 
 
 def look(path: Path) -> tuple[str, dict[str, Any]]:
-    """Return the kind of a path and facts about it. Raises InputError if featkit did not write it."""
+    """Return the kind of a path and facts about it. Raises InputError if featkit did not write
+    it."""
     if not path.exists():
         raise InputError(f"{path} does not exist; name a file or folder that featkit wrote.")
     if path.is_file():

@@ -18,19 +18,22 @@ from featkit.wording import counted, on_one_line
 
 STYLE = """
 :root {
-  --ground: #f7f4ef; --panel: #fff; --ink: #201c2b; --quiet: #6d6678; --line: #e4ddd3; --accent: #c23f21; --mat: #efe9e0;
+  --ground: #f7f4ef; --panel: #fff; --ink: #201c2b; --quiet: #6d6678; --line: #e4ddd3;
+  --accent: #c23f21; --mat: #efe9e0;
   --shadow: 0 1px 2px rgb(50 30 20 / 7%), 0 8px 24px rgb(50 30 20 / 7%);
   color-scheme: light dark;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --ground: #14121a; --panel: #1e1b26; --ink: #f3efe9; --quiet: #a59db3; --line: #342f40; --accent: #ff7d58; --mat: #17151d;
+    --ground: #14121a; --panel: #1e1b26; --ink: #f3efe9; --quiet: #a59db3; --line: #342f40;
+    --accent: #ff7d58; --mat: #17151d;
     --shadow: 0 1px 2px rgb(0 0 0 / 35%), 0 8px 24px rgb(0 0 0 / 30%);
   }
 }
 * { box-sizing: border-box; margin: 0; }
 body {
-  background: var(--ground); color: var(--ink); max-width: 1440px; margin: 0 auto; padding: 2.5rem clamp(1rem, 4vw, 3.5rem);
+  background: var(--ground); color: var(--ink); max-width: 1440px; margin: 0 auto;
+  padding: 2.5rem clamp(1rem, 4vw, 3.5rem);
   font: 15px/1.5 ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", Ubuntu, sans-serif;
 }
 header { display: flex; gap: 1.5rem; align-items: center; margin-bottom: 2.25rem; }
@@ -38,19 +41,24 @@ header img {
   width: 8.5rem; height: 8.5rem; object-fit: cover; border-radius: 18px; flex: none;
   border: 4px solid var(--panel); box-shadow: var(--shadow);
 }
-h1 { font-size: clamp(1.25rem, 3vw, 1.75rem); line-height: 1.2; letter-spacing: -.02em; overflow-wrap: anywhere; }
+h1 { font-size: clamp(1.25rem, 3vw, 1.75rem); line-height: 1.2; letter-spacing: -.02em;
+  overflow-wrap: anywhere; }
 header p { color: var(--quiet); margin-top: .35rem; overflow-wrap: anywhere; }
-ol { list-style: none; padding: 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 1.1rem; }
+ol { list-style: none; padding: 0; display: grid;
+  grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 1.1rem; }
 li {
-  background: var(--panel); border: 1px solid var(--line); border-radius: 16px; overflow: hidden; box-shadow: var(--shadow);
+  background: var(--panel); border: 1px solid var(--line); border-radius: 16px; overflow: hidden;
+  box-shadow: var(--shadow);
   display: flex; flex-direction: column;
 }
 .image {
-  position: relative; aspect-ratio: 4 / 3; background: var(--mat); display: grid; place-items: center; color: var(--quiet);
+  position: relative; aspect-ratio: 4 / 3; background: var(--mat); display: grid;
+  place-items: center; color: var(--quiet);
 }
 .image img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
 .words { padding: .75rem .9rem .85rem; display: grid; gap: .15rem; }
-.line { display: flex; justify-content: space-between; color: var(--quiet); font-variant-numeric: tabular-nums; }
+.line { display: flex; justify-content: space-between; color: var(--quiet);
+  font-variant-numeric: tabular-nums; }
 .key { font-weight: 600; overflow-wrap: anywhere; line-height: 1.35; }
 .score { color: var(--accent); font-weight: 700; }
 .about { color: var(--quiet); font-size: .82rem; overflow-wrap: anywhere; }
@@ -71,7 +79,8 @@ PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>{style}</style>
@@ -82,7 +91,8 @@ PAGE = """<!doctype html>
 <div><h1>Most similar to {name}</h1><p>{counts}</p></div>
 </header>
 {results}
-<footer>The score is the cosine similarity of two images' vectors by {model}: 1 for equal vectors, 0 for unrelated ones.</footer>
+<footer>The score is the cosine similarity of two images' vectors by {model}: 1 for equal vectors,
+0 for unrelated ones.</footer>
 </body>
 </html>
 """

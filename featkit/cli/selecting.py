@@ -39,7 +39,8 @@ class SelectionFlags:
 
 
 def selection_of(flags: SelectionFlags | None, *, own: Sequence[Path] = ()) -> Selection:
-    """Return the options as the library's Selection. own: folders that the command itself writes."""
+    """Return the options as the library's Selection. own: folders that the command itself
+    writes."""
     from featkit.sources.selection import Selection
 
     flags = flags or SelectionFlags()

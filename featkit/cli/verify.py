@@ -30,7 +30,8 @@ def verify(
     quiet: Quiet = False,
     json_: AsJson = False,
 ) -> int:
-    """Check on PHOTOS that another engine or precision gives the vectors of ONNX Runtime in float32.
+    """Check on PHOTOS that another engine or precision gives the vectors of ONNX Runtime in
+    float32.
 
     They agree if the two vectors of every image have a cosine of at least 0.9995; otherwise the
     exit code is 1. If MODEL is an index, the result is stored in it: after an agreement, that
@@ -43,7 +44,8 @@ def verify(
     model
         A model file, or an index folder, whose own model is then compared.
     photos
-        A folder of images, a .tar, a .parquet, or anything else that `featkit embed` takes; a few hundred images are enough.
+        A folder of images, a .tar, a .parquet, or anything else that `featkit embed` takes; a few
+        hundred images are enough.
     backend
         The engine to compare.
     precision

@@ -34,7 +34,8 @@ def copies(
     Parameters
     ----------
     photos
-        A folder of images, a .tar, a .parquet, or anything else that `featkit embed` takes. Use images that the model was not trained on.
+        A folder of images, a .tar, a .parquet, or anything else that `featkit embed` takes. Use
+        images that the model was not trained on.
     seed
         Seed of the random edits.
     last

@@ -34,7 +34,8 @@ def knn(
     json_: AsJson = False,
     select: SelectionFlags | None = None,
 ) -> None:
-    """Measure how often the nearest neighbors of a TEST image among the TRAIN images give its label.
+    """Measure how often the nearest neighbors of a TEST image among the TRAIN images give its
+    label.
 
     Neighbors vote with the weight exp(cosine / temperature), as in DINO's evaluation, and by plain
     majority. Raw pixels are measured for comparison.
@@ -44,7 +45,8 @@ def knn(
     Parameters
     ----------
     train
-        The labeled images to search: a folder, a .tar, a .parquet, or anything else that `featkit embed` takes.
+        The labeled images to search: a folder, a .tar, a .parquet, or anything else that `featkit
+        embed` takes.
     test
         The labeled images to classify.
     k

@@ -45,7 +45,8 @@ def linear(
     Parameters
     ----------
     train
-        The labeled images to train on: a folder, a .tar, a .parquet, or anything else that `featkit embed` takes.
+        The labeled images to train on: a folder, a .tar, a .parquet, or anything else that `featkit
+        embed` takes.
     test
         The labeled images to classify.
     seed

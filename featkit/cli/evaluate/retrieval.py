@@ -41,8 +41,8 @@ def retrieval(
     json_: AsJson = False,
     select: SelectionFlags | None = None,
 ) -> None:
-    """Measure whether a query finds the PHOTOS of its own group first, by mean average precision and
-    recall@k.
+    """Measure whether a query finds the PHOTOS of its own group first, by mean average precision
+    and recall@k.
 
     Every image is a query against all others; with --queries, those images are queries against
     PHOTOS. `--protocol revisited` follows ROxford and RParis instead (arXiv 1803.11285): the setups
@@ -61,7 +61,8 @@ def retrieval(
     protocol
         How to evaluate: by the groups of a column, or as ROxford and RParis do.
     ground_truth
-        The ground truth of `revisited`: gnd_roxford5k.pkl, gnd_rparis6k.pkl, or the same content as .json.
+        The ground truth of `revisited`: gnd_roxford5k.pkl, gnd_rparis6k.pkl, or the same content as
+        .json.
     """
     revisited = protocol == "revisited"
     if revisited != (ground_truth is not None) or revisited == (group is not None):
