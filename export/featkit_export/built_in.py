@@ -227,8 +227,8 @@ def feed_for(built_in: Affine | None, geometry: Geometry, *, name: str, takes_by
     raise InputError(
         f"{name} normalizes images itself, by {built_in}, which contradicts the mean"
         f" {published_mean} and std {published_std} of its preprocessing. If the graph is right,"
-        " set do_normalize to false in its preprocessor_config.json; otherwise export it again without"
-        " its normalization."
+        " set do_normalize to false in its preprocessor_config.json; otherwise export it again"
+        " without its normalization."
     )
 
 

@@ -34,7 +34,8 @@ STYLE = """
 body {
   background: var(--ground); color: var(--ink); max-width: 1440px; margin: 0 auto;
   padding: 2.5rem clamp(1rem, 4vw, 3.5rem);
-  font: 15px/1.5 ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", Ubuntu, sans-serif;
+  font: 15px/1.5 ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto,
+    "Noto Sans", Ubuntu, sans-serif;
 }
 header { display: flex; gap: 1.5rem; align-items: center; margin-bottom: 2.25rem; }
 header img {
