@@ -142,8 +142,8 @@ class Selection:
     def pick(self, paths: Iterable[str], *, below: str = "") -> Picked:
         """Return the items among the files of an archive, in order, and count the rest.
 
-        paths: relative, with `/`; the folders above each file have to pass too. below: a prefix that
-        patterns expect before the paths, such as `shard.tar/`.
+        paths: relative, with `/`; the folders above each file have to pass too. below: a prefix
+        that patterns expect before the paths, such as `shard.tar/`.
         """
         tally = Tally()
         kept: list[str] = []

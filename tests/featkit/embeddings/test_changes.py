@@ -164,7 +164,8 @@ def test_retry_embeds_failed_images_of_unchanged_files(
         decode = Embedder.decode
 
         def without_package(self: Embedder, image: object, *, name: str) -> object:
-            return decode(self, b"" if name in ("004.jpg", "015.jpg") else image, name=name)  # type: ignore[arg-type]
+            data = b"" if name in ("004.jpg", "015.jpg") else image
+            return decode(self, data, name=name)  # type: ignore[arg-type]
 
         patch.setattr(Embedder, "decode", without_package)
         assert embed(image_folder, embedder, tmp_path / "emb").num_failed == 3

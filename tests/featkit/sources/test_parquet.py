@@ -511,7 +511,8 @@ import sys
 from featkit.sources import open_source
 
 def peak():
-    return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    lines = open("/proc/self/status")
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 small, large, order = open_source(sys.argv[1]), open_source(sys.argv[2]), sys.argv[3]
 small.metadata(0), small.read(0)
