@@ -122,7 +122,7 @@ def everything(folder: Path) -> tuple[list[str], dict[str, str]]:
         ),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence_and_leaves_all_as_it_was(
+def test_impossible_command_is_one_sentence_and_changes_nothing(
     good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, code: int, words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -168,9 +168,7 @@ def test_images_of_every_kind_go_through_the_whole_line(good: Path, tmp_path: Pa
         assert why in hits.error
 
 
-def test_a_image_that_is_gone_is_a_row_and_the_others_are_embedded(
-    good: Path, tmp_path: Path
-) -> None:
+def test_missing_image_is_a_row_and_the_others_are_embedded(good: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{good}/images/000.jpg\ngone.jpg\n{good}/images/001.jpg\n")
     said = run_featkit(
         "embed", tmp_path / "list.txt", "--model", good / "m.onnx", "--out", tmp_path / "emb"
@@ -191,7 +189,7 @@ def test_a_image_that_is_gone_is_a_row_and_the_others_are_embedded(
 @pytest.mark.parametrize(
     "target", ["plan.json", "model.onnx", "shards/00000.parquet", "shards/00002.parquet"]
 )
-def test_a_full_disk_is_named_and_the_same_command_goes_on_when_there_is_space(
+def test_full_disk_is_reported_and_embed_resumes_with_space(
     good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
     """The file that is written first under a temporary name lies on a device where every write
@@ -288,7 +286,7 @@ def test_a_folder_that_may_not_be_written_is_named(
     assert list(place.iterdir()) == []
 
 
-def test_a_second_writer_of_an_index_is_told_who_holds_it_and_readers_are_let_in(
+def test_second_writer_learns_who_holds_the_index(
     good: Path,
 ) -> None:
     index, query = good / "photos.index", good / "images" / "003.jpg"

@@ -112,7 +112,7 @@ def test_an_adopted_file_gives_the_vectors_of_transformers(
             assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
 
 
-def test_the_manifest_and_the_report_say_what_was_adopted_and_compared(
+def test_report_and_manifest_describe_the_adoption(
     published: dict[int, Published], tmp_path: Path
 ) -> None:
     made = published[4]
@@ -279,7 +279,7 @@ def test_a_file_of_one_size_keeps_it_and_is_compared_at_it_alone(
     )
 
 
-def test_a_size_that_the_original_fails_at_is_left_out_and_refused_by_the_graph(
+def test_size_that_the_original_refuses_is_left_out(
     tmp_path: Path,
 ) -> None:
     onnx.save(build(baked="positions"), tmp_path / "m.onnx")  # says that it takes any size
@@ -308,7 +308,7 @@ def test_sizes_that_an_exporter_baked_in_are_found_and_left_out(tmp_path: Path) 
     np.testing.assert_allclose(run(tmp_path / "m.onnx", images)[0], expected, atol=1e-5)
 
 
-def test_a_number_of_images_that_the_original_fails_at_makes_one_image_a_call(
+def test_refused_batch_makes_one_image_a_call(
     tmp_path: Path,
 ) -> None:
     onnx.save(build(baked="batch"), tmp_path / "m.onnx")
@@ -350,7 +350,7 @@ def test_half_precision_is_met_by_a_cast(
     np.testing.assert_allclose(vectors, pooled(tokens_of(model, images), feature), atol=2e-3)
 
 
-def test_a_scale_over_the_batch_is_noted_and_makes_one_image_a_call(tmp_path: Path) -> None:
+def test_scale_over_the_batch_makes_one_image_a_call(tmp_path: Path) -> None:
     onnx.save(build(extra="quantized"), tmp_path / "m.onnx")
     report = adopt_hand_built(tmp_path)
     assert (report.manifest.batch_invariant, report.manifest.precision) == (False, "quantized")
@@ -361,9 +361,7 @@ def test_a_scale_over_the_batch_is_noted_and_makes_one_image_a_call(tmp_path: Pa
 
 
 @pytest.mark.parametrize("extra", ["idle", "mixed"])
-def test_a_dependence_on_the_batch_is_known_by_its_operator_or_by_measure(
-    tmp_path: Path, extra: str
-) -> None:
+def test_batch_dependence_is_found_by_operator_or_measurement(tmp_path: Path, extra: str) -> None:
     onnx.save(build(extra=extra), tmp_path / "m.onnx")
     report = adopt_hand_built(tmp_path)
     assert report.manifest.batch_invariant is False
@@ -598,7 +596,7 @@ def with_pooler_alone(model: onnx.ModelProto) -> onnx.ModelProto:
         ),
     ],
 )
-def test_what_cannot_be_adopted_is_refused_with_what_was_found_and_wanted(
+def test_refusal_names_the_interface_found_and_wanted(
     tmp_path: Path, make: Callable[[], onnx.ModelProto], options: dict[str, Any], words: list[str]
 ) -> None:
     (tmp_path / "m.onnx").write_bytes(make().SerializeToString())

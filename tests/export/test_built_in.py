@@ -140,7 +140,7 @@ def test_a_scale_alone_is_made_up_for(tmp_path: Path) -> None:
     assert any("multiplies its input by 0.003922 itself" in note for note in report.remarks)
 
 
-def test_a_published_folder_with_a_graph_that_normalizes_gives_the_published_vectors(
+def test_graph_that_normalizes_gives_the_published_vectors(
     tmp_path: Path,
 ) -> None:
     made = publish(tmp_path / "p", num_registers=4)
@@ -190,7 +190,7 @@ def test_first_nodes_that_are_no_normalization_are_left_alone(tmp_path: Path) ->
     )
 
 
-def test_what_is_measured_is_the_factor_and_offset_of_each_channel() -> None:
+def test_factor_and_offset_of_each_channel_are_measured() -> None:
     found = find_normalization(
         with_prefix(build(), "multiplied"),
         "pixel_values",

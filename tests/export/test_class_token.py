@@ -35,7 +35,7 @@ def published_vectors(made: Published, images: np.ndarray, feature: str) -> np.n
 
 
 @pytest.mark.parametrize("feature", [None, "pooler", "mean"])
-def test_siglip_is_adopted_by_its_pooler_or_the_mean_of_its_patches(
+def test_siglip_gives_its_pooler_or_the_mean_of_patches(
     siglip: Published, tmp_path: Path, feature: str | None
 ) -> None:
     file = siglip.folder / "onnx" / "vision_model.onnx"
@@ -63,9 +63,7 @@ def test_siglip_is_adopted_by_its_pooler_or_the_mean_of_its_patches(
     assert embedder.embed(photo)[0] @ theirs / np.linalg.norm(theirs) >= 0.9999
 
 
-def test_the_patches_of_a_file_without_a_class_token_are_all_its_tokens(
-    siglip: Published, tmp_path: Path
-) -> None:
+def test_without_class_token_all_tokens_are_patches(siglip: Published, tmp_path: Path) -> None:
     file = siglip.folder / "onnx" / "vision_model.onnx"
     adopt_file(
         file,
@@ -83,7 +81,7 @@ def test_the_patches_of_a_file_without_a_class_token_are_all_its_tokens(
 
 
 @pytest.mark.parametrize("feature", ["cls", "cls+mean", "cls+gem"])
-def test_a_class_token_that_is_not_there_is_refused_with_what_to_choose(
+def test_missing_class_token_is_refused_with_alternatives(
     siglip: Published, tmp_path: Path, feature: str
 ) -> None:
     with refused("one token for each patch", "no class token", "--feature pooler, mean or gem"):
@@ -105,7 +103,7 @@ def without_class_token(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def test_without_class_token_and_pooler_the_feature_has_to_be_chosen(tmp_path: Path) -> None:
+def test_without_class_token_and_pooler_a_feature_is_required(tmp_path: Path) -> None:
     onnx.save(without_class_token(build()), tmp_path / "m.onnx")
     options: dict[str, Any] = {"license": "x", "geometry": GEOMETRY, "num_registers": 0}
     for feature in (None, "cls"):

@@ -33,7 +33,7 @@ from tests.sentences import refused
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_graph_equals_torch_in_every_output_at_every_size_and_batch(name: str) -> None:
+def test_graph_equals_torch_at_every_size_and_batch(name: str) -> None:
     out, report = file_of(name)
     patch = CONFIGS[name].patch
     # A table's own size is where a rule is likeliest to be off.
@@ -120,7 +120,7 @@ def test_the_manifest_says_what_the_file_is(run_folder: Path, exported: Path) ->
     assert "sha256" not in load_backbone(run_folder)[1].origin
 
 
-def test_the_fingerprint_is_of_weights_feature_and_geometry_alone(
+def test_fingerprint_depends_on_weights_feature_and_geometry(
     run_folder: Path, exported: Path, tmp_path: Path
 ) -> None:
     mine = read_manifest(exported).fingerprint

@@ -115,7 +115,7 @@ def expect_equal(found: np.ndarray, expected: np.ndarray, *, least: float = 0.99
 
 
 @pytest.mark.parametrize("name", marked(list(PUBLISHED)))
-def test_a_row_is_itself_at_its_tables_size_and_by_the_official_rule_elsewhere(name: str) -> None:
+def test_row_equals_the_official_model_at_every_size(name: str) -> None:
     published, ours, out, report = exported(name, depth_of(name))
     assert all(case.holds for case in report.comparisons)
     embedder = Embedder(out)
@@ -173,7 +173,7 @@ def test_the_smallest_of_a_family_is_itself_at_full_depth(name: str) -> None:
         )
 
 
-def test_every_row_is_of_a_form_that_runs_every_time_or_is_slow_for_its_size() -> None:
+def test_every_row_is_tested_or_marked_slow() -> None:
     def form(published: Published) -> tuple[object, ...]:
         settings = {
             key: value

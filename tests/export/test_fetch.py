@@ -26,7 +26,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("offline")
-def test_what_cannot_be_reached_says_which_files_to_fetch_and_how_to_pass_them() -> None:
+def test_unreachable_hub_names_the_files_to_fetch() -> None:
     place = "https://huggingface.co/onnx-community/dinov2-small"
     with refused(
         place,

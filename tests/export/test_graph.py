@@ -267,9 +267,7 @@ def test_a_whitening_is_folded_into_the_file(tmp_path: Path) -> None:
         f"dinov3 {'0' * 64} cls of blocks 1 (concat)",
     ],
 )
-def test_a_whitening_of_other_vectors_is_refused_before_anything_is_traced(
-    tmp_path: Path, model: str
-) -> None:
+def test_whitening_of_other_vectors_is_refused_before_tracing(tmp_path: Path, model: str) -> None:
     config, steps = CONFIGS["dinov3"], list[str]()
     with refused("another model or feature", model, f"dinov3 {'0' * 64} cls"):
         export_backbone(
@@ -326,7 +324,7 @@ def test_what_a_backbone_does_not_have_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_recipe_of_no_feature_or_output_there_is_cannot_be_written_down() -> None:
+def test_recipe_refuses_unknown_features_and_outputs() -> None:
     with pytest.raises(
         ValueError, match="unknown feature 'max'; choose from cls, mean, gem, cls\\+mean, cls\\+gem"
     ):
@@ -339,7 +337,7 @@ def test_a_recipe_of_no_feature_or_output_there_is_cannot_be_written_down() -> N
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_graph_is_of_any_size_without_a_branch_and_names_its_dimensions(name: str) -> None:
+def test_graph_is_dynamic_without_branches_and_named(name: str) -> None:
     model = onnx.load(file_of(name)[0])
     operators = {node.op_type for node in model.graph.node}
     assert not operators & {"If", "Loop", "Scan"}
@@ -359,7 +357,7 @@ def test_every_graph_is_of_any_size_without_a_branch_and_names_its_dimensions(na
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_file_says_nothing_of_the_machine_and_the_code_that_made_it(name: str) -> None:
+def test_file_holds_no_paths_of_this_machine(name: str) -> None:
     out, _ = file_of(name)
     data = out.read_bytes()
     for word in (
@@ -396,7 +394,7 @@ def test_a_fixed_size_is_refused_where_every_size_was_promised() -> None:
 
 
 @pytest.mark.parametrize("size", [(56, 56), (42, 84)])
-def test_a_file_of_one_size_takes_that_alone_and_gives_the_same_vectors(
+def test_fixed_size_file_gives_the_same_vectors(
     size: tuple[int, int],
 ) -> None:
     name, steps = "dinov2_reg_swiglu", RECIPES["cls"]
@@ -422,7 +420,7 @@ def test_a_file_of_one_size_takes_that_alone_and_gives_the_same_vectors(
         embedder.infer(draw_images(1, height=70, width=70))
 
 
-def test_a_square_keeps_the_share_that_the_crop_leaves_out_and_a_rectangle_is_covered() -> None:
+def test_square_keeps_the_crop_and_rectangle_is_covered() -> None:
     dinov2 = Geometry(
         height=224,
         width=224,
@@ -457,7 +455,7 @@ def test_a_square_keeps_the_share_that_the_crop_leaves_out_and_a_rectangle_is_co
         ((5, 14), "use 14 by 14."),
     ],
 )
-def test_a_size_of_no_whole_patches_is_refused_with_the_two_nearest(
+def test_size_of_partial_patches_is_refused_with_the_nearest(
     size: tuple[int, int], words: str, tmp_path: Path
 ) -> None:
     config = CONFIGS["dinov2"]

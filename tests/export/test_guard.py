@@ -51,7 +51,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", ["exported", "adopted"])
 @pytest.mark.parametrize(("height", "width"), ODD)
-def test_onnxruntime_and_the_reference_refuse_a_side_that_is_no_multiple(
+def test_runtimes_refuse_a_side_that_is_not_a_multiple(
     files: dict[str, Path], name: str, height: int, width: int
 ) -> None:
     images = np.zeros((2, height, width, 3), np.uint8)
@@ -64,7 +64,7 @@ def test_onnxruntime_and_the_reference_refuse_a_side_that_is_no_multiple(
 
 @pytest.mark.parametrize("name", ["exported", "adopted"])
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_every_backend_refuses_it_and_the_embedder_names_the_nearest(
+def test_backends_refuse_it_and_the_embedder_names_the_nearest(
     files: dict[str, Path], name: str, backend: str
 ) -> None:
     engine = open_backend(files[name], Run(backend, "fp32"), threads=1)

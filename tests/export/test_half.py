@@ -59,9 +59,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_products_take_and_give_halves_and_norms_and_softmax_floats(
-    written: dict[str, Path], name: str
-) -> None:
+def test_products_are_fp16_and_norms_and_softmax_fp32(written: dict[str, Path], name: str) -> None:
     model = onnx.load(written[name])
     kinds = types_of(model)
     seen = set()
@@ -98,9 +96,7 @@ def test_the_residual_stream_is_float(written: dict[str, Path], name: str) -> No
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_pixels_and_numbers_keep_their_types_and_the_checker_agrees(
-    written: dict[str, Path], name: str
-) -> None:
+def test_inputs_and_outputs_keep_their_types(written: dict[str, Path], name: str) -> None:
     model = onnx.load(written[name])
     onnx.checker.check_model(model, full_check=True)
     graph, before = model.graph, onnx.load(file_of(name)[0]).graph
@@ -112,9 +108,7 @@ def test_pixels_and_numbers_keep_their_types_and_the_checker_agrees(
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_output_stays_near_that_of_the_full_file_at_any_size(
-    written: dict[str, Path], name: str
-) -> None:
+def test_outputs_stay_near_the_full_file_at_any_size(written: dict[str, Path], name: str) -> None:
     patch = CONFIGS[name].patch
     for batch, rows, columns in ((1, 4, 4), (3, 2, 7)):
         images = draw_images(batch, height=rows * patch, width=columns * patch, seed=5)
@@ -131,9 +125,7 @@ def test_every_output_stays_near_that_of_the_full_file_at_any_size(
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_manifest_says_what_was_measured_and_which_file_it_equals(
-    written: dict[str, Path], name: str
-) -> None:
+def test_manifest_holds_figures_and_the_equal_file(written: dict[str, Path], name: str) -> None:
     manifest, full = read_manifest(written[name]), read_manifest(file_of(name)[0])
     assert manifest.precision == "fp16"
     assert manifest.fingerprint != full.fingerprint
@@ -261,9 +253,7 @@ def test_a_tiny_layer_scale_keeps_its_bits(tmp_path: Path, monkeypatch: pytest.M
         ([65520.0, 1.0], False),
     ],
 )
-def test_a_constant_fits_where_halves_hold_most_of_it_with_all_bits(
-    values: list[float], fits: bool
-) -> None:
+def test_constant_fits_if_fp16_represents_most_of_it(values: list[float], fits: bool) -> None:
     assert half.fits_half(numpy_helper.from_array(np.array(values, np.float32), "c")) is fits
 
 
@@ -289,7 +279,7 @@ def of_nodes(
     return model
 
 
-def test_an_output_that_a_product_makes_is_cast_also_where_others_read_it(tmp_path: Path) -> None:
+def test_output_of_a_product_is_cast_even_if_read_by_others(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     full = of_nodes(
         helper.make_node("MatMul", ["x", "a"], ["first"]),
@@ -318,7 +308,7 @@ def test_an_output_that_a_product_makes_is_cast_also_where_others_read_it(tmp_pa
         np.testing.assert_allclose(got, expected, atol=0.02)
 
 
-def test_a_weight_that_is_taken_in_both_precisions_is_there_in_both(tmp_path: Path) -> None:
+def test_weight_used_in_both_precisions_is_stored_in_both(tmp_path: Path) -> None:
     full = of_nodes(
         helper.make_node("MatMul", ["x", "w"], ["y"]),
         helper.make_node("Add", ["x", "w_row"], ["z"]),

@@ -104,7 +104,7 @@ def of_halves(*values: float) -> tuple[onnx.ModelProto, np.ndarray]:
 @pytest.mark.parametrize(
     "values", [(0.1, 0.3), (1000.0, 1e-3), (1e-4, 1e-4), (1.0009765625, 1.0009765625)]
 )
-def test_every_number_is_rounded_overflows_and_vanishes_as_a_half(
+def test_values_round_overflow_and_vanish_as_in_fp16(
     tmp_path: Path, values: tuple[float, float]
 ) -> None:
     model, images = of_halves(*values)
@@ -251,9 +251,7 @@ def test_a_file_whose_vectors_are_no_numbers_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("factor", [1.0, 3e4])
-def test_a_file_published_in_fp16_is_adopted_only_where_it_holds_in_true_halves(
-    tmp_path: Path, factor: float
-) -> None:
+def test_fp16_file_is_adopted_only_if_it_holds_in_true_fp16(tmp_path: Path, factor: float) -> None:
     model = build(kind=np.float16)
     last = model.graph.node.pop()
     model.graph.node.extend(
@@ -283,7 +281,7 @@ def test_a_file_published_in_fp16_is_adopted_only_where_it_holds_in_true_halves(
 # What loses ---------------------------------------------------------------------------------------
 
 
-def test_a_file_that_loses_too_much_is_refused_with_the_layers_name(tmp_path: Path) -> None:
+def test_file_that_loses_too_much_is_refused_by_layer(tmp_path: Path) -> None:
     """Numbers near 8,000 with differences of 1, which is less than the step of a half there."""
     path = make_model_file(tmp_path / "m.onnx", width=16)
     model, manifest = load_onnx(path), read_manifest(path)

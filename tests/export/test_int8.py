@@ -109,7 +109,7 @@ def test_the_products_are_the_four_of_each_block(name: str) -> None:
 
 
 @pytest.mark.parametrize("num_kept", [0, 1, 5, 8])
-def test_every_product_but_those_kept_takes_rounded_numbers_and_nothing_else_does(
+def test_only_products_not_kept_take_rounded_inputs(
     model: onnx.ModelProto, ranges: dict[str, ChannelRange], num_kept: int
 ) -> None:
     names = quantizable_nodes(model)
@@ -254,7 +254,7 @@ def test_an_activations_scale_spans_all_channels_and_zero(
         assert [str(constants[name].dtype) for name in quantize.input[1:]] == ["float32", "uint8"]
 
 
-def test_a_tensor_of_one_sign_begins_at_zero_and_an_empty_one_has_a_scale() -> None:
+def test_range_includes_zero_and_a_constant_0_has_a_scale() -> None:
     """So that zero stays exactly zero, and nothing is divided by it."""
     for low, high, scale, zero in (
         ([0.5, 1.0], [2.0, 5.1], 0.02, 0),
@@ -383,7 +383,7 @@ def test_smoothing_alone_changes_weights_and_not_the_function(
         np.testing.assert_allclose(changed[name].high, seen[name].high, rtol=1e-3, atol=1e-4)
 
 
-def test_after_smoothing_a_channel_and_its_weights_are_as_loud_as_each_other(
+def test_smoothing_balances_a_channel_and_its_weights(
     model: onnx.ModelProto, images: np.ndarray
 ) -> None:
     """At alpha 1/2: the largest activation of a channel equals the largest weight of its row."""
@@ -398,7 +398,7 @@ def test_after_smoothing_a_channel_and_its_weights_are_as_loud_as_each_other(
         np.testing.assert_allclose(changed[product.input[0]].peak, rows, rtol=1e-4)
 
 
-def test_a_loud_channel_costs_nothing_with_smoothing_and_much_without(
+def test_outlier_channel_costs_nothing_with_smoothing(
     model: onnx.ModelProto, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loud = with_loud_channel(model)

@@ -115,7 +115,7 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], onnx.ModelPr
 
 
 @pytest.mark.usefixtures("is_fast")
-def test_int8_is_written_with_the_figures_that_it_was_let_through_by(
+def test_int8_file_holds_the_figures_of_its_gate(
     full: Path, photographs: Path, tmp_path: Path
 ) -> None:
     steps: list[str] = []
@@ -244,7 +244,7 @@ def test_every_session_of_both_files_is_timed(
 
 
 @pytest.mark.usefixtures("is_fast")
-def test_where_quality_is_lost_products_go_back_by_sensitivity_and_then_it_is_refused(
+def test_lost_quality_returns_products_to_float_then_refuses(
     full: Path,
     photographs: Path,
     tmp_path: Path,
@@ -289,7 +289,7 @@ def mean_cosine(full: Path, model: onnx.ModelProto, photographs: Path, folder: P
 
 
 @pytest.mark.usefixtures("is_fast")
-def test_a_bound_that_nothing_holds_refuses_by_the_real_comparison(
+def test_impossible_bound_refuses_by_the_real_comparison(
     full: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "MAX_RECALL_LOST", -1.01)
@@ -299,7 +299,7 @@ def test_a_bound_that_nothing_holds_refuses_by_the_real_comparison(
 
 
 @pytest.mark.usefixtures("is_fast")
-def test_what_went_back_to_float_stands_in_the_manifest_and_is_float(
+def test_products_back_in_float_are_listed_in_the_manifest(
     full: Path,
     photographs: Path,
     tmp_path: Path,
@@ -348,7 +348,7 @@ def test_int8_that_is_not_faster_is_refused_with_both_rates(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_it_is_compared_with_the_fastest_run_of_the_full_file_in_whatever_precision(
+def test_speed_is_compared_with_the_fastest_full_run(
     full: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = {ORT_FP32: 10.0, Run("openvino", "bf16"): 31.0, ORT_INT8: 30.0}
@@ -357,7 +357,7 @@ def test_it_is_compared_with_the_fastest_run_of_the_full_file_in_whatever_precis
         lower(full, tmp_path / "m8.onnx", precision="int8", images=photographs)
 
 
-def test_speed_that_is_lost_on_the_way_back_to_float_is_refused_as_such(
+def test_speed_lost_on_the_way_to_float_is_refused(
     full: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_in_onnxruntime_alone(monkeypatch)

@@ -63,7 +63,7 @@ def copied(model: Path, folder: Path) -> Path:
     return folder / "m.onnx"
 
 
-def test_past_the_limit_weights_lie_in_one_file_that_the_manifest_names_with_its_sum(
+def test_large_weights_are_one_file_with_a_sum_in_the_manifest(
     beside: Path,
 ) -> None:
     external = external_of(beside)
@@ -85,7 +85,7 @@ def test_past_the_limit_weights_lie_in_one_file_that_the_manifest_names_with_its
     }
 
 
-def test_where_weights_lie_changes_neither_fingerprint_nor_vectors(beside: Path) -> None:
+def test_external_weights_change_no_fingerprint_or_vector(beside: Path) -> None:
     inline, report = file_of(NAME, RECIPE)
     assert report.manifest.external is None
     assert read_manifest(beside).fingerprint == report.manifest.fingerprint
@@ -159,7 +159,7 @@ def test_an_older_file_beside_keeps_its_own_weights(beside: Path, tmp_path: Path
     np.testing.assert_array_equal(Embedder(model).infer(images), Embedder(other).infer(images))
 
 
-def test_nothing_is_left_when_a_graph_with_weights_beside_it_disagrees(
+def test_failed_export_with_external_weights_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traced_in: list[Path] = []
@@ -209,7 +209,7 @@ def test_the_fingerprint_knows_no_names_notes_or_dates() -> None:
     assert fingerprint(other, geometry) == report.manifest.fingerprint
 
 
-def test_the_fingerprint_knows_every_weight_operator_attribute_wire_and_the_geometry() -> None:
+def test_fingerprint_covers_graph_weights_and_geometry() -> None:
     out, report = file_of(NAME, RECIPE)
     geometry, model = report.manifest.geometry, onnx.load(out)
     found = {
@@ -241,7 +241,7 @@ def test_the_fingerprint_knows_every_weight_operator_attribute_wire_and_the_geom
     assert len(found) == 7
 
 
-def test_the_shipped_model_has_the_fingerprint_that_is_computed_today() -> None:
+def test_shipped_model_has_the_fingerprint_computed_now() -> None:
     path = default_model_path()
     assert path.name == "featkit-tiny.onnx"
     manifest = read_manifest(path)

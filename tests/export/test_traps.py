@@ -127,7 +127,7 @@ def test_without_a_trap_the_small_network_is_equal_at_every_size(tmp_path: Path)
     assert all(case.holds for case in comparisons(Sound(), tmp_path))
 
 
-def test_a_size_made_a_number_is_traced_without_a_word_and_found_by_comparing(
+def test_size_fixed_in_silence_is_found_by_comparing(
     tmp_path: Path,
 ) -> None:
     found = comparisons(NumberOfASize(), tmp_path)
@@ -137,7 +137,7 @@ def test_a_size_made_a_number_is_traced_without_a_word_and_found_by_comparing(
 
 
 @pytest.mark.parametrize("trap", [StretchedByAFactor, ShortcutForTheExample])
-def test_a_table_of_the_examples_size_is_traced_without_a_word_and_found_by_comparing(
+def test_table_of_the_example_is_found_by_comparing(
     tmp_path: Path, trap: type[Sound], capfd: pytest.CaptureFixture[str]
 ) -> None:
     module = graph_of(trap())
@@ -149,7 +149,7 @@ def test_a_table_of_the_examples_size_is_traced_without_a_word_and_found_by_comp
     assert capfd.readouterr().err == ""
 
 
-def test_a_shortcut_for_the_tables_own_size_is_found_by_comparing_there(tmp_path: Path) -> None:
+def test_shortcut_at_the_table_size_is_found_by_comparing(tmp_path: Path) -> None:
     found = comparisons(ShortcutForOneSize(), tmp_path)
     assert [case.holds for case in found] == [
         (case.height, case.width) != (32, 32) for case in found
@@ -179,9 +179,7 @@ def named_as_a_weight() -> onnx.ModelProto:
     return model
 
 
-def test_an_output_named_as_a_weight_is_written_by_the_exporter_and_refused_by_us_as_by_onnxruntime() -> (
-    None
-):
+def test_output_named_like_a_weight_is_refused() -> None:
     class WithAParameter(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -212,7 +210,7 @@ def test_an_output_named_as_a_weight_is_written_by_the_exporter_and_refused_by_u
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_our_graphs_are_equal_at_the_examples_size_at_the_tables_own_and_far_from_both(
+def test_our_graphs_are_equal_at_every_special_size(
     name: str,
 ) -> None:
     config = CONFIGS[name]
@@ -240,7 +238,7 @@ def test_our_outputs_have_names_that_no_weight_has(name: str) -> None:
     assert not {tensor.name for tensor in graph.initializer} & {INPUT, *OUTPUTS}
 
 
-def test_what_is_no_transformer_of_ours_falls_back_to_its_native_size_and_says_so(
+def test_other_architecture_falls_back_to_its_native_size(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "m.onnx"

@@ -165,9 +165,7 @@ def test_the_config_agrees_with_the_file(
         assert max_batch_size == 0 or sides[0] == -1  # what Triton asks of a file that it batches
 
 
-def test_weights_beside_the_file_come_along_in_a_folder_called_model_onnx(
-    model: Path, tmp_path: Path
-) -> None:
+def test_external_weights_go_into_a_folder_named_model_onnx(model: Path, tmp_path: Path) -> None:
     proto = onnx.load(model)
     onnx.save(
         proto,
@@ -219,9 +217,7 @@ def test_any_name_is_one_folder_and_one_line(
     assert config_of(written).name == folder
 
 
-def test_what_is_there_already_stays_and_what_is_no_model_file_is_refused(
-    model: Path, tmp_path: Path
-) -> None:
+def test_existing_model_stays_and_other_files_are_refused(model: Path, tmp_path: Path) -> None:
     write_triton(model, tmp_path)
     (tmp_path / "test-0" / "mine.txt").touch()
     with refused("test-0 already exists", "another repository"):

@@ -61,9 +61,7 @@ def reference(images: np.ndarray) -> dict[str, np.ndarray]:
     ("min_cosine", "max_abs"),
     [(1.0, 0.0), (MIN_COSINE, 0.0), (1.0, MAX_ABS), (MIN_COSINE, MAX_ABS)],
 )
-def test_parity_holds_up_to_its_bounds_and_the_worst_figures_are_kept(
-    min_cosine: float, max_abs: float
-) -> None:
+def test_parity_holds_at_its_bounds_and_keeps_the_worst(min_cosine: float, max_abs: float) -> None:
     case = parity(min_cosine, max_abs)
     assert case.holds
     assert require_parity([parity(1.0, 0.0), case]) == {
@@ -83,9 +81,7 @@ def test_parity_holds_up_to_its_bounds_and_the_worst_figures_are_kept(
         (1.0, math.nan),
     ],
 )
-def test_parity_does_not_hold_just_beyond_a_bound_or_where_a_figure_is_no_number(
-    min_cosine: float, max_abs: float
-) -> None:
+def test_parity_fails_just_beyond_a_bound_and_for_nan(min_cosine: float, max_abs: float) -> None:
     case = parity(min_cosine, max_abs)
     assert not case.holds
     for cases in ([case], [parity(1.0, 0.0), case]):
@@ -93,7 +89,7 @@ def test_parity_does_not_hold_just_beyond_a_bound_or_where_a_figure_is_no_number
             require_parity(cases)
 
 
-def test_cases_are_the_native_size_a_smaller_a_larger_and_a_rectangle_in_three_batches() -> None:
+def test_cases_cover_four_sizes_in_three_batches() -> None:
     assert cases_for(height=224, width=224, patch=14) == [
         (1, 224, 224),
         (3, 112, 112),
@@ -118,7 +114,7 @@ def test_cases_are_the_native_size_a_smaller_a_larger_and_a_rectangle_in_three_b
 
 
 @pytest.mark.parametrize("patch", [8, 14, 16, 32])
-def test_every_case_is_of_whole_patches_and_no_two_sizes_are_alike(patch: int) -> None:
+def test_cases_have_whole_patches_and_distinct_sizes(patch: int) -> None:
     for height, width in (
         (patch, patch),
         (7 * patch, 7 * patch),
@@ -172,7 +168,7 @@ def test_one_image_of_a_batch_that_differs_is_found() -> None:
     assert [case.holds for case in compare(odd, session, [(8, 16, 16)])] == [False, True]
 
 
-def test_numbers_that_are_none_and_shapes_that_differ_do_not_hold() -> None:
+def test_nan_and_different_shapes_do_not_hold() -> None:
     session = open_session(made_session().SerializeToString())
 
     def without_a_number(images: np.ndarray) -> dict[str, np.ndarray]:

@@ -39,7 +39,7 @@ NEEDS = [
 
 
 @pytest.mark.parametrize(("command", "package", "install"), NEEDS)
-def test_a_missing_package_is_one_sentence_with_the_line_that_installs_it(
+def test_missing_package_is_one_sentence_with_the_pip_command(
     command: list[str], package: str, install: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)

@@ -159,14 +159,14 @@ def test_a_mistyped_command_line_is_one_message_and_exit_code_2(
         (Interrupted, 130),
     ],
 )
-def test_an_error_ends_the_command_with_its_sentence_and_its_code(
+def test_error_ends_the_command_with_its_sentence_and_code(
     error: type[FeatkitError], code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raise_in_inspect(error("It is so; do this."), monkeypatch)
     assert run_featkit("inspect", "x") == (code, "", "featkit: It is so; do this.\n")
 
 
-def test_ctrl_c_where_no_command_expects_it_ends_with_130_and_one_sentence(
+def test_unexpected_ctrl_c_ends_with_130_and_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     raise_in_inspect(KeyboardInterrupt(), monkeypatch)

@@ -137,7 +137,7 @@ def test_the_example_turns_a_photo_upright(model: Path, tmp_path: Path, orientat
     check_example(model, save(tmp_path, photo_like(9, height=800, width=600), "JPEG", exif=exif))
 
 
-def test_a_file_whose_vectors_depend_on_their_batch_is_called_with_one_photo(
+def test_batch_dependent_file_is_called_with_one_photo(
     tmp_path: Path,
 ) -> None:
     model = make_model_file(tmp_path / "m.onnx", batch_invariant=False)

@@ -60,7 +60,7 @@ def test_a_table_without_rows_has_its_head(capsys: pytest.CaptureFixture[str]) -
     ]
 
 
-def test_names_can_neither_move_the_cursor_nor_color_nor_break_a_row(
+def test_names_cannot_control_the_terminal_or_break_a_row(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     print_table(
@@ -117,7 +117,7 @@ def test_a_reader_that_has_had_enough_ends_the_command_quietly(model: Path) -> N
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_progress_elsewhere_than_on_a_terminal_is_a_plain_line_every_few_seconds(
+def test_progress_without_terminal_is_a_line_every_5_seconds(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with ProgressReporter("embedding", total=1000) as report:
@@ -174,7 +174,7 @@ def test_a_line_of_its_own_delays_the_next_plain_line(
     assert capsys.readouterr().err == "step 3: loss 2.0\n"
 
 
-def test_a_terminal_gets_a_bar_that_goes_away_and_keeps_its_lines(
+def test_terminal_gets_a_transient_bar_and_keeps_its_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     terminal = Terminal()

@@ -146,7 +146,7 @@ def test_what_is_passed_over_is_said_and_kept(model: Path, images: Path, tmp_pat
     assert only["items"] == len(list(images.glob("*0*")))
 
 
-def test_out_inside_the_images_is_not_read_by_this_run_or_the_next(
+def test_out_folder_inside_the_images_is_never_read(
     model: Path, images: Path, tmp_path: Path
 ) -> None:
     inside = shutil.copytree(images, tmp_path / "inside")
@@ -163,7 +163,7 @@ def test_out_inside_the_images_is_not_read_by_this_run_or_the_next(
     assert json.loads(run_featkit(*command, "--out", inside / "emb").out)["embedded_now"] == 0
 
 
-def test_bad_images_are_counted_and_listed_and_the_others_embedded(
+def test_bad_images_are_listed_and_the_others_embedded(
     model: Path, odd: Path, tmp_path: Path
 ) -> None:
     said = run_featkit("embed", odd, "--model", model, "--out", tmp_path / "emb")
@@ -203,9 +203,7 @@ def test_strict_ends_with_4_after_all_the_work(model: Path, odd: Path, tmp_path:
     )
 
 
-def test_of_many_failures_the_first_twenty_are_listed_and_the_rest_counted(
-    model: Path, tmp_path: Path
-) -> None:
+def test_only_the_first_twenty_failures_are_listed(model: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number in range(25):
         (tmp_path / "images" / f"{number:02d}.jpg").touch()
@@ -260,9 +258,7 @@ def test_limits_that_no_image_meets_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_image_of_more_pixels_than_the_limit_is_a_row_and_no_remark_of_pillow(
-    model: Path, tmp_path: Path
-) -> None:
+def test_image_beyond_the_pixel_limit_is_a_row_with_an_error(model: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     # between once and twice what Pillow allows
     Image.new("1", (12_000, 12_000)).save(tmp_path / "images" / "huge.png")
@@ -374,7 +370,7 @@ def test_kill_9_at_any_moment_costs_no_byte(
     assert digests(out) == expected
 
 
-def test_ctrl_c_ends_with_130_at_a_whole_shard_and_the_same_command_goes_on(
+def test_ctrl_c_ends_at_a_whole_shard_and_embed_resumes(
     unbroken: Path, model: Path, tmp_path: Path
 ) -> None:
     out, expected = tmp_path / "emb", digests(unbroken / "emb")

@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_export_writes_one_file_prints_the_comparison_and_what_comes_next(folder: Path) -> None:
+def test_export_prints_the_comparison_and_the_next_command(folder: Path) -> None:
     (out,) = (folder / "out").iterdir()
     manifest = read_manifest(out)
     lines = [line.rstrip() for line in (folder / "said.txt").read_text().splitlines()]
@@ -95,7 +95,7 @@ def test_export_writes_one_file_prints_the_comparison_and_what_comes_next(folder
     assert abs(float(vectors[0] @ vectors[1])) < 0.999
 
 
-def test_export_says_each_step_as_it_begins_and_nothing_of_the_exporters(folder: Path) -> None:
+def test_export_prints_its_steps_and_not_the_exporters_log(folder: Path) -> None:
     steps = (folder / "steps.txt").read_text().splitlines()
     assert steps == [
         "reading the weights ...",
@@ -139,9 +139,7 @@ def test_export_as_json_holds_every_figure(
     assert max(case["max_abs"] for case in figures["comparisons"]) == manifest.parity["max_abs"]
 
 
-def test_every_flag_reaches_the_file_and_one_size_says_how_much_faster_it_is(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_every_flag_reaches_the_file(folder: Path, tmp_path: Path) -> None:
     origin = read_manifest(folder / "out" / "m.onnx").origin
     rng = np.random.default_rng(0)
     Whitening(
@@ -192,7 +190,7 @@ def test_every_flag_reaches_the_file_and_one_size_says_how_much_faster_it_is(
         ("--whiten none.npz", "none.npz does not exist; make it with `featkit whiten`"),
     ],
 )
-def test_flags_that_do_not_go_with_the_model_end_with_2_and_one_sentence(
+def test_flags_that_do_not_fit_the_model_are_refused(
     folder: Path, tmp_path: Path, flags: str, words: str
 ) -> None:
     said = run_featkit(
@@ -204,7 +202,7 @@ def test_flags_that_do_not_go_with_the_model_end_with_2_and_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_exit_of_a_network_becomes_the_file_and_another_is_refused(tmp_path: Path) -> None:
+def test_exit_becomes_the_file_and_a_missing_one_is_refused(tmp_path: Path) -> None:
     allow_torchvision()
     config = dataclasses.replace(CONFIGS["timm ViT"], exits=(1,))
     info = BackboneInfo(
@@ -538,9 +536,7 @@ def test_triton_gets_the_file_as_well(folder: Path, tmp_path: Path) -> None:
     assert json.loads(said.out)["triton"] == str(tmp_path / "others" / place.name)
 
 
-def test_the_list_is_printed_and_nothing_written_whatever_else_is_named(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_list_prints_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
     said = run_featkit(
         "export", folder / "run", "--list", "--out", tmp_path / "m.onnx", "--precision", "int8"
     )
@@ -598,7 +594,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def test_a_published_folder_or_the_file_in_it_becomes_a_model_file_with_its_license(
+def test_published_folder_becomes_a_model_file_with_license(
     community: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out" / "m.onnx"

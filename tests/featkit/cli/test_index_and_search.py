@@ -88,7 +88,7 @@ def test_index_counts_one_image_and_quotes_what_is_typed_next(
         ]
 
 
-def test_index_says_which_images_it_kept_though_they_can_no_longer_be_read(
+def test_index_reports_kept_images_that_became_unreadable(
     embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = Path(shutil.copytree(embedded / "images", tmp_path / "images"))
@@ -192,7 +192,7 @@ def test_search_as_json_equals_the_library(
         (["photos.index", "q.jpg", "-k", "0"], "k is 0; it must be at least 1"),
     ],
 )
-def test_search_of_what_cannot_be_searched_ends_with_2_and_one_sentence(
+def test_impossible_search_ends_with_2_and_one_sentence(
     index: Path,
     tmp_path: Path,
     arguments: list[str],
@@ -238,7 +238,7 @@ def test_the_page_holds_its_images_and_nothing_from_elsewhere(
     assert text.index("001.jpg</div>") < text.index("</li>")
 
 
-def test_open_without_a_place_writes_where_only_the_user_can_read(
+def test_open_without_page_writes_to_a_private_folder(
     index: Path,
     embedded: Path,
     tmp_path: Path,
@@ -253,7 +253,7 @@ def test_open_without_a_place_writes_where_only_the_user_can_read(
     assert f"no browser was found; open {page} yourself" in capsys.readouterr().err
 
 
-def test_names_of_images_are_only_text_on_the_page_and_in_the_table(
+def test_image_names_are_escaped_on_the_page_and_in_tables(
     embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     query = tmp_path / "q<b>.jpg"

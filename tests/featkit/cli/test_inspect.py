@@ -73,7 +73,7 @@ def test_a_model_file_shows_what_it_takes_and_how_large_it_is(made: Path) -> Non
     )
 
 
-def test_a_model_file_of_one_size_with_layers_and_weights_beside_it_shows_them(made: Path) -> None:
+def test_inspect_shows_fixed_size_layers_and_external_weights(made: Path) -> None:
     model, path = onnx.load(made / "m.onnx"), made / "fixed.onnx"
     onnx.save(
         model,
@@ -151,7 +151,7 @@ def test_a_run_folder_shows_how_far_it_came(made: Path) -> None:
     assert facts(made / "run")["backbone"] is True
 
 
-def test_a_run_whose_last_line_is_half_written_shows_the_line_before(made: Path) -> None:
+def test_run_with_a_partial_last_line_shows_the_one_before(made: Path) -> None:
     with (made / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')
     assert facts(made / "run")["last_step"] == 2

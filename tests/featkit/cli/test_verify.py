@@ -72,7 +72,7 @@ def test_verify_of_an_index_keeps_the_proof_in_it(
 
 
 @needs_bf16
-def test_what_does_not_agree_ends_with_1_and_its_figures_and_an_older_proof_is_dropped(
+def test_disagreement_ends_with_1_and_drops_an_older_proof(
     index: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agreement, "LEAST_COSINE", 0.9)
@@ -88,7 +88,7 @@ def test_what_does_not_agree_ends_with_1_and_its_figures_and_an_older_proof_is_d
 
 
 @needs_openvino
-def test_verify_of_some_images_is_of_so_many_and_names_what_it_left_out(
+def test_verify_respects_limit_and_lists_unreadable_images(
     model: Path, images: Path, tmp_path: Path
 ) -> None:
     for number, file in enumerate(sorted(images.iterdir())):

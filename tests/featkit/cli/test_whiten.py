@@ -157,7 +157,7 @@ def test_embeddings_that_are_whitened_already_are_refused(
         (0, "0 of 48 dimensions cannot be kept"),
     ],
 )
-def test_dimensions_that_cannot_be_had_end_with_2_and_one_sentence(
+def test_impossible_dimensions_end_with_2_and_one_sentence(
     folder: Path, tmp_path: Path, dim: int, words: str
 ) -> None:
     said = run_featkit("whiten", folder / "emb", "--dim", dim, "--out", tmp_path / "w.npz")
@@ -166,9 +166,7 @@ def test_dimensions_that_cannot_be_had_end_with_2_and_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_embeddings_folder_ends_with_2_and_one_sentence(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_other_folders_end_with_2_and_one_sentence(folder: Path, tmp_path: Path) -> None:
     for place in (folder / "p", folder / "missing"):
         said = run_featkit("whiten", place, "--out", tmp_path / "w.npz")
         assert (said.code, is_one_sentence(said)) == (2, True)
