@@ -97,7 +97,8 @@ def write_text(path: Path, text: str) -> None:
     Bytes of file names that are not valid UTF-8 are written as backslash escapes.
     """
     with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        # newline: the bytes are the same on Windows
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def remove_partials(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,6 +157,17 @@ def _memory_held(folder: Path) -> int:
 def _statistics(folder: Path) -> dict[str, int]:
     pairs = (line.split(" ") for line in (_text(folder / "memory.stat") or "").splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
+
+
+def peak_memory() -> int:
+    """Return the most memory in bytes that this process has had in RAM; 0 if the system does not
+    report it, as Windows does not."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
 
 
 # The process and the machine ----------------------------------------------------------------------

@@ -22,6 +22,7 @@ from featkit.backends.drawn import drawn_images
 from featkit.embedder import Embedder
 from featkit.errors import EnvironmentProblem, FeatkitError
 from featkit.modelfile import read_manifest
+from featkit.resources import peak_memory
 
 ROUNDS = 5
 MATRIX_SIDE = 1536  # one product takes 20 to 100 ms on a few cores
@@ -171,10 +172,7 @@ def _matrix_flops() -> float:
 def _resident_bytes() -> int:
     """Return this process's resident memory, or its peak on a system without /proc."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return peak_memory()
     return pages * os.sysconf("SC_PAGE_SIZE")

@@ -114,9 +114,9 @@ def _process_identity(pid: int) -> dict[str, str]:
     other systems, or if there is no such process.
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
         return {
-            "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            "boot": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
             "namespace": str(Path("/proc/self/ns/pid").readlink()),
             # the command that precedes it may contain blanks and parentheses
             "started": stat.rpartition(")")[2].split()[19],

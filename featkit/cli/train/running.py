@@ -163,10 +163,10 @@ def in_words(plan: "Plan") -> str:
     hours = (
         f"{plan.hours_left:.1f} h" if plan.hours_left >= 1 else f"{plan.hours_left * 60:.0f} min"
     )
+    memory = f", {plan.memory_bytes / 1e9:.1f} GB of memory" if plan.memory_bytes else ""
     return (
         f"plan: {counted(plan.steps_left, 'step')} to go, {hours} at {plan.images_per_s:.1f}"
-        f" images/s on {plan.device}, {plan.memory_bytes / 1e9:.1f} GB of memory. Ctrl-C stops at a"
-        " checkpoint."
+        f" images/s on {plan.device}{memory}. Ctrl-C stops at a checkpoint."
     )
 
 

@@ -80,11 +80,11 @@ def save_checkpoint(
             write_shards(temporary, tensors)
             if world.is_main:
                 record[SHARDS] = sorted(file.name for file in temporary.iterdir())
-                (temporary / PROGRESS_FILE).write_text(json.dumps(record))
+                (temporary / PROGRESS_FILE).write_text(json.dumps(record), encoding="utf-8")
     elif world.is_main:
         with replace_folder(path) as temporary:
             write_tensors(temporary / STATE_FILE, tensors)
-            (temporary / PROGRESS_FILE).write_text(json.dumps(record))
+            (temporary / PROGRESS_FILE).write_text(json.dumps(record), encoding="utf-8")
     if world.is_main:
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
@@ -169,7 +169,7 @@ def _empty_moments(
 def _open(path: Path) -> tuple[Progress, dict[str, Tensor]]:
     """Return the run's progress, and the stored tensors as shapes without data."""
     with _damage(path):
-        record = json.loads((path / PROGRESS_FILE).read_text())
+        record = json.loads((path / PROGRESS_FILE).read_text(encoding="utf-8"))
         if record.pop("format") != FORMAT:
             raise InputError(
                 f"{path} has another checkpoint format than this version reads ({FORMAT}); resume"

@@ -17,11 +17,11 @@ from featkit.errors import EnvironmentProblem, InputError
 T = TypeVar("T")
 DEATH_WAIT_S = 2.0  # for a dying process to get its exit code
 INPUT_ERROR = "featkit.errors.InputError: "
-ADVICE = {
-    signal.SIGKILL: (
+ADVICE = {  # by name, since Windows has neither signal
+    "SIGKILL": (
         "most often by the system because memory ran out; lower --workers or run.cache_bytes"
     ),
-    signal.SIGBUS: (
+    "SIGBUS": (
         "most often because shared memory is too small; lower --workers, or enlarge /dev/shm, in"
         " Docker with --shm-size=8g"
     ),
@@ -70,7 +70,8 @@ def _without_child_signals() -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
     torch raises from its SIGCHLD handler wherever the main thread happens to be. In the middle of
     an optimizer step that would leave weights half updated, and no checkpoint could be written.
     """
-    if threading.current_thread() is not threading.main_thread():
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or not hasattr(signal, "SIGCHLD"):
         yield iter
         return
     before = signal.getsignal(signal.SIGCHLD)
@@ -99,7 +100,7 @@ def _death_among(workers: Sequence[object], *, is_certain: bool) -> str | None:
                 killer = signal.Signals(-code)
                 return (
                     f"A data worker (process {pid}) was killed by {killer.name},"
-                    f" {ADVICE.get(killer, CRASHED)}."
+                    f" {ADVICE.get(killer.name, CRASHED)}."
                 )
             if code or (code == 0 and is_certain):
                 return (

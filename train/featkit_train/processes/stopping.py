@@ -11,7 +11,11 @@ from typing import Any, Self
 
 # SIGINT is Ctrl-C; torchrun and Slurm send SIGTERM before SIGKILL; a job lets Slurm send SIGUSR1
 # before its time limit.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []),  # not on Windows
+)
 GRACE_S = 20  # how long a data-loader worker outlives SIGTERM
 
 
@@ -57,8 +61,11 @@ def leave_signals_to_the_loop(_worker: int = 0) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # torch's handlers print to stderr; the loop reports the death of a worker itself.
-    for number in (signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE):
-        signal.signal(number, signal.SIG_DFL)
+    for name in ("SIGBUS", "SIGSEGV", "SIGFPE"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    if not hasattr(signal, "SIGALRM"):  # Windows ends processes without a signal
+        return
     signal.signal(signal.SIGALRM, lambda _number, _frame: os._exit(0))
     signal.signal(signal.SIGTERM, lambda _number, _frame: _exit_in(GRACE_S))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from dataclasses import dataclass
 
 import torch
+
+from featkit import resources
 
 WARM_STEPS, MEASURED_STEPS = 2, 10  # the first ones start workers and fill caches
 
@@ -53,9 +53,7 @@ class Planner:
 
 def peak_memory(device: torch.device) -> int:
     """Return peak memory in bytes: what torch allocated on a CUDA device, else this process's
-    resident set."""
+    resident set; 0 if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    return resources.peak_memory()
