@@ -6,6 +6,10 @@ PORT ?= 7860
 PHOTOS ?=
 MODEL ?=
 IMAGES ?=
+# Tests that run at a time, each with one core.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((cores < 2 ? cores : 2)))
+# A file's tests stay on one worker, since they share what its fixtures train and export.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 # uv installs in a tenth of pip's time; it is used where it is there.
 UV := $(shell command -v uv 2>/dev/null)
 INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
@@ -24,11 +28,11 @@ demo: $(VENV)/.runtime $(if $(MODEL),$(VENV)/.adopt) ## Open the search page; PH
 	  ! (exec 3<>/dev/tcp/127.0.0.1/$(PORT)) 2>/dev/null || echo "With make, another port is named so: make demo PORT=7942"; \
 	  exit $$code; }
 
-test: $(VENV)/.all ## Install everything else and run all tests
-	@$(BIN)/python -m pytest
+test: $(VENV)/.all ## Install everything else and run all tests, two at a time; WORKERS=1 if you like
+	@$(PYTEST)
 
 test-all: $(VENV)/.all ## The same with the tests that take minutes
-	@$(BIN)/python -m pytest -m "slow or not slow" --timeout 3600
+	@$(PYTEST) -m "slow or not slow" --timeout 3600
 
 check: $(VENV)/.all ## Lint, types, spelling and the direction of imports
 	$(BIN)/ruff check .
