@@ -56,7 +56,7 @@ def start_featkit(
 
 
 def end(process: subprocess.Popen[str]) -> Said:
-    """Wait for a process to end by itself; kill it if it does not."""
+    """Wait for a process to end, and kill it on a timeout."""
     try:
         out, error = process.communicate(timeout=TIMEOUT_S)
     except BaseException:
@@ -72,7 +72,7 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None
     while not true() and process.poll() is None:
         if time.monotonic() > deadline:
             process.kill()
-            raise AssertionError("the process did not come so far")
+            raise AssertionError(f"the process did not get there within {TIMEOUT_S:.0f} s")
         time.sleep(0.001)
 
 

@@ -16,6 +16,8 @@ Kind = Literal["docstring", "comment", "string"]
 DIRECTIVES = re.compile(r"#\s*(noqa|type:|ruff:|pragma|fmt:|!)")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 SENTENCE_END = re.compile(r"(?<=[.!?:])\s+(?=[A-Z`\"'(\[])")
+WORD = re.compile(r"\W*[A-Za-z'-]{2,}\W*$")
+MIN_WORDS = 3  # of a sentence; shorter strings are mostly names and codes
 PLACEHOLDER = "{}"
 
 
@@ -49,7 +51,7 @@ def sentences(passage: Passage) -> Iterator[tuple[int, str]]:
     """
     for line, paragraph in _paragraphs(passage):
         for sentence in SENTENCE_END.split(paragraph):
-            if len(re.findall(r"[A-Za-z]{2,}", sentence)) >= 3:
+            if sum(bool(WORD.match(word)) for word in sentence.split()) >= MIN_WORDS:
                 yield line, sentence
 
 

@@ -14,7 +14,7 @@ from featkit.serve.running import address_of, bind
 
 @contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
-    """Serve `app` from a thread and yield its address."""
+    """Serve `app` in a thread and yield its address."""
     with bind("127.0.0.1", 0) as listener:
         server = uvicorn.Server(
             uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)

@@ -237,7 +237,7 @@ def test_no_room_has_more_bad_habits_than_allowed() -> None:
         ("# it is none of them, and goes on anew", 3),  # quoted
         ("# there is no such file; it is no longer read", 0),
         ("# a quotation of `so many` is fine", 0),
-        ("x = 'so many'  # quoted", 0),
+        ("x = 'so many'  # quoted", 0),  # quoted
         ("colour = 1", 1),  # quoted
         ("# longer than one\n# line and that is\n# there", 1),
     ],

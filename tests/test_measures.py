@@ -1,4 +1,4 @@
-"""What the measures count in a package of one file."""
+"""The measures of a package of one file."""
 
 from __future__ import annotations
 

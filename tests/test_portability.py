@@ -1,5 +1,8 @@
-"""What Linux can check of Windows and macOS: modules import and commands run without what only some
-systems have, and files have names and encodings that hold everywhere."""
+"""Portability to Windows and macOS, as far as Linux can check it.
+
+Modules import and commands run without what only Unix has, and files have portable names and
+encodings.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ import os, signal
 for name in ("fcntl", "resource", "pwd", "grp", "termios", "pty"):
     sys.modules[name] = None
 for module, names in {
-    os: "fork forkpty register_at_fork pread preadv pwrite pwritev sched_getaffinity sysconf statvfs"
-        " getuid geteuid getgid getegid fchmod fchown mkfifo uname getloadavg getpgid setsid killpg"
-        " pidfd_open O_DIRECTORY O_NOFOLLOW O_NONBLOCK",
+    os: "fork forkpty register_at_fork pread preadv pwrite pwritev sched_getaffinity sysconf"
+        " statvfs getuid geteuid getgid getegid fchmod fchown mkfifo uname getloadavg getpgid setsid"
+        " killpg pidfd_open O_DIRECTORY O_NOFOLLOW O_NONBLOCK",
     signal: "SIGKILL SIGHUP SIGUSR1 SIGUSR2 SIGALRM SIGBUS SIGCHLD SIGPIPE SIGQUIT alarm setitimer"
         " pthread_sigmask siginterrupt",
 }.items():

@@ -1,4 +1,4 @@
-"""Which text of a Python file counts as prose."""
+"""The text of a Python file that counts as prose."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""torchvision, timm and lightly beside a torch without CUDA.
+"""Import torchvision, timm and lightly with a torch that has no CUDA.
 
-torchvision's compiled library from the package index is linked to CUDA; where it cannot be loaded,
-its import fails on two operators that nothing here calls. They are declared first, so that all that
-is written in Python works.
+The torchvision wheel of the package index is linked to CUDA. If its library cannot be loaded, the
+import fails on two operators that no test calls. They are declared here first, so that the Python
+part of torchvision works.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-# a Library takes its operators along when it is collected
+# the operators are gone when their Library is collected
 _declared: list[torch.library.Library] = []
 
 
 def allow_torchvision() -> None:
-    """Make `import torchvision` work. Does nothing where it does already."""
+    """Make `import torchvision` work; do nothing if it already does."""
     if _declared or hasattr(torch.ops.torchvision, "nms"):
         return
     spec = importlib.util.find_spec("torchvision")
@@ -36,7 +36,7 @@ def allow_torchvision() -> None:
 
 
 def import_quietly(name: str) -> Any:
-    """Import a module that needs torchvision, without the warnings that its import gives."""
+    """Import a module that needs torchvision, without the warnings of its import."""
     allow_torchvision()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -44,5 +44,5 @@ def import_quietly(name: str) -> Any:
 
 
 def import_lightly_loss(name: str) -> Any:
-    """A loss class of lightly's."""
+    """Return a loss class of lightly."""
     return getattr(import_quietly("lightly.loss"), name)

@@ -1,4 +1,4 @@
-"""The search page as an app: featkit.serve's routes, the page's own files, and Gradio round them."""
+"""The search page as an app: the routes of featkit.serve and static files, mounted with Gradio."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import webbrowser
 from collections.abc import Callable
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read while gradio is imported
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it on import
 
 import gradio as gr
 from fastapi import FastAPI, Response
@@ -23,7 +23,7 @@ from featkit_demo.search_tab import STATIC, search_tab
 
 TITLE = "featkit · search by image"
 HEAD = '<link rel="stylesheet" href="page/page.css" />'
-# The browser itself refuses whatever would leave the machine, also what a later Gradio might add.
+# With this policy the browser blocks requests to other hosts, even if a later Gradio adds some.
 CONTENT_POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; font-src 'self' data:; style-src 'self'"
     " 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self'"
@@ -36,7 +36,7 @@ SYSTEM_MONOSPACE = ["ui-monospace", "monospace"]
 
 
 def make_page() -> gr.Blocks:
-    """The page, one function a tab."""
+    """Build the page; each tab is added by a function of its own."""
     page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True)
     with page:
         search_tab()
@@ -44,7 +44,7 @@ def make_page() -> gr.Blocks:
 
 
 def make_demo_app(index: Index, *, limits: ServiceLimits | None = None) -> FastAPI:
-    """The page over an index, embedding queries with the model that the index carries."""
+    """Return the app over an index. Queries are embedded with the model stored in the index."""
     limits = limits or ServiceLimits()
     app = FastAPI(title=TITLE, version=__version__, docs_url=None, redoc_url=None)
     add_routes(app, index, index.open_embedder(limits=limits.images), limits=limits)
@@ -66,17 +66,17 @@ def make_demo_app(index: Index, *, limits: ServiceLimits | None = None) -> FastA
 
 
 class PageGuard:
-    """ASGI middleware: closes Gradio's own routes and puts the content policy on every answer.
+    """ASGI middleware that blocks Gradio's own routes and adds the content policy to responses.
 
-    The routes are uploads without a limit, files and a queue, none of which the page's script
-    needs.
+    Those routes accept uploads of any size, serve files and run a queue. The page needs none of
+    them.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 404 below GRADIO_ROUTES, pass the rest on."""
+        """Answer requests below GRADIO_ROUTES with 404 and forward all others."""
 
         async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -98,9 +98,9 @@ def run_demo(
     open_browser: bool = False,
     on_ready: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve the page until Ctrl-C; `on_ready` gets its address once it answers.
+    """Serve the page until Ctrl-C. `on_ready` receives its address once it accepts requests.
 
-    EnvironmentProblem, naming the next free port, where the port is taken.
+    EnvironmentProblem if the port is taken; the message suggests the next free one.
     """
     listener = bind(host, port)
     address = address_of(listener)

@@ -1,12 +1,11 @@
-"""The sample gallery: images drawn by this package's own code, labeled by folder, with several
-views of each thing.
+"""The sample gallery: images drawn by code, labeled by folder, with several views of each thing.
 
-    objects/mug/mug-1-front.jpg        fifteen kinds of things on a stage or in the open
-    textures/marble/marble-2-close.jpg nine kinds of surfaces
-    scenes/city/city-1-dusk.jpg        nine kinds of wide views
+    objects/mug/mug-1-front.jpg         14 kinds of things, indoors or in the open
+    textures/marble/marble-2-close.jpg  9 kinds of surfaces
+    scenes/city/city-1-dusk.jpg         9 kinds of landscapes
 
-Every kind comes in a few instances (their own shapes, colors and patterns), every instance in
-three views that differ in viewpoint, light and colors. The same seed and versions of numpy and
+Each kind has a few instances with their own shapes, colors and patterns. Each instance has three
+views that differ in viewpoint, light and colors. The same seed and the same versions of numpy and
 Pillow give the same bytes.
 """
 
@@ -136,9 +135,9 @@ def draw_gallery(
 ) -> list[Path]:
     """Draw the gallery into the folder `out` and return its files, sorted.
 
-    Each of the 32 kinds (or of `kinds`) gets `num_instances` instances of three views each.
-    `on_progress(done, total)` is called after each image. EnvironmentProblem where `out` cannot
-    be written; ValueError for a kind that is not one.
+    Each of the 32 kinds, or of `kinds`, gets `num_instances` instances with three views each.
+    `on_progress(done, total)` is called after each image. EnvironmentProblem if `out` cannot be
+    written; ValueError for an unknown kind.
     """
     jobs = [
         (group, kind, instance)
@@ -165,7 +164,7 @@ def draw_gallery(
 def draw_views(
     group: str, kind: str, instance: int, *, seed: int = 0
 ) -> list[tuple[str, Image.Image]]:
-    """The three views of one instance: (name of the view, image 480 × 360)."""
+    """Return the three views of one instance, each a name and an image of 480 × 360 pixels."""
     names = {"objects": [*OBJECTS], "textures": [*TEXTURES], "scenes": [*SCENES]}[group]
     palette = PALETTES[(names.index(kind) * 3 + instance * 5 + seed) % len(PALETTES)]
     swatch = (
@@ -185,8 +184,7 @@ def draw_views(
 
 
 def viewpoints(group: str, rng: np.random.Generator) -> list[tuple[str, Light, Camera]]:
-    """Three views for an instance of the group: their names, lights and cameras, a little different
-    each time."""
+    """Return the name, light and camera of three views, slightly varied from call to call."""
 
     def near(middle: float, spread: float) -> float:
         return float(middle + rng.uniform(-spread, spread))
@@ -265,7 +263,7 @@ def viewpoints(group: str, rng: np.random.Generator) -> list[tuple[str, Light, C
 
 
 def encode(image: Image.Image) -> bytes:
-    """The image as JPEG bytes, quality 88."""
+    """Encode an image as JPEG of quality 88."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88, optimize=True)
     return buffer.getvalue()

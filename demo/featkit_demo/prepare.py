@@ -1,22 +1,24 @@
-"""From a folder of images, or from nothing, to an index that the page can open; kept in a cache
-folder and kept up to date.
+"""Build the index that the page opens, and keep it up to date in a cache folder.
 
-cache/gallery-<digest of the drawing code>/       the sample gallery
-cache/<digest of the source's path, the model and its precision>/
-    photos.index                                  the index
-    listing.json                                  size and time of change of every image that is in it, null while it is not;
-                                                  digests of their bytes, and which of them failed
-    embeddings-<digest>                           only while new images are embedded; a stop there goes on
+    cache/gallery-<digest of the drawing code>/     the sample gallery
+    cache/<digest of source, model and precision>/
+        photos.index                                the index
+        listing.json                                a stamp (size and modification time) per image,
+                                                    null until the image is indexed; digests of the
+                                                    images' bytes; the images that failed
+        embeddings-<digest>                         exists while images are embedded; an interrupted
+                                                    run resumes from it
 
-A second run embeds what is new or changed and removes what is gone. The listing names an image
-before the index has it and gives its stamp only afterwards, so that a stop at any moment costs work
-and no correctness.
+A second run embeds new and changed images and removes deleted ones. The listing names an image
+before the index holds it, and records its stamp only afterwards. An interrupted run therefore
+repeats some work but never leaves a wrong result.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -46,45 +48,43 @@ from featkit_demo.gallery import NUM_VIEWS, OBJECTS, SCENES, TEXTURES, draw_gall
 
 INDEX, LISTING = "photos.index", "listing.json"
 NUM_INSTANCES = 2
-COMPARED_AT_ONCE = 64  # files that are read between two reports of progress
-REMEMBERED = "featkit-demo-listing-2"  # the format of listing.json
-EARLIER = "featkit-demo-listing-1"  # had stamps alone
+COMPARED_AT_ONCE = 64  # files read between two progress reports
+FORMAT = "featkit-demo-listing-2"  # of listing.json
+OLD_FORMAT = "featkit-demo-listing-1"  # stamps only
 
-Size: TypeAlias = list[int]  # size in bytes and time of change in ns, as JSON gives them back
-# What reports progress: called with a label and a total, entered, then called with done and failed.
+Stamp: TypeAlias = list[int]  # size in bytes and modification time in ns; a list, as in JSON
+# Called with a label and a total; its context yields a function of the counts (done, failed).
 Progress: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
 
 
 @dataclass
 class Listing:
-    """What is known of the images in an index, by key."""
+    """The record of the images in an index, by key."""
 
-    images: dict[str, Size | None]  # None while an image is embedded
-    digests: dict[str, str]  # of those that could be read
-    failed: list[str]  # those that have no embedding
+    images: dict[str, Stamp | None]  # None until the image is indexed
+    digests: dict[str, str]  # of the bytes of every readable image
+    failed: list[str]  # images without an embedding
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An index ready to be opened, and what it took: images embedded now and removed, and the
-    first failures: key and why."""
+    """An index ready to be opened, and the work this run did to prepare it."""
 
     index: Path
     num_embedded: int
     num_removed: int
-    failures: tuple[tuple[str, str], ...]
-    skipped: Mapping[str, int]  # files of the images' folder that were passed over, by reason
-    notes: tuple[str, ...] = ()  # which column was read, where there are several
+    failures: tuple[tuple[str, str], ...]  # key and reason of the first ones
+    skipped: Mapping[str, int]  # files that are not images, by reason
+    notes: tuple[str, ...] = ()  # for example, which of several columns was read
 
 
 def default_cache() -> Path:
-    """featkit's cache folder: $FEATKIT_CACHE, $XDG_CACHE_HOME/featkit, or ~/.cache/featkit."""
+    """Return the cache folder: $FEATKIT_CACHE, $XDG_CACHE_HOME/featkit, or ~/.cache/featkit."""
     return cache_folder()
 
 
 def prepare_gallery(cache: Path, *, progress: Progress) -> Path:
-    """The folder of the sample gallery, drawn at the first call for this version of the drawing
-    code."""
+    """Return the folder of the sample gallery, drawing it if this version of the code has not."""
     folder = cache / f"gallery-{_drawing_digest()}"
     if not folder.is_dir():
         total = (len(OBJECTS) + len(SCENES) + len(TEXTURES)) * NUM_INSTANCES * NUM_VIEWS
@@ -108,14 +108,18 @@ def prepare_index(
     retry: bool = False,
     rehash: bool = False,
 ) -> Prepared:
-    """The index over `images` (whatever open_source takes) by a model file, made or brought up to
-    date in the cache.
+    """Create or update the index over `images` (any source of open_source) in the cache.
 
-    selection: which of the images are wanted; the cache itself is never read. Images whose size
-    or time of change is another are embedded again, and those that could not be read. retry: also
-    all that failed. rehash: also those of other bytes, for which all files are read. InputError
-    where there are no images or none can be embedded; EnvironmentProblem where the cache cannot
-    be written or another process is at it; Interrupted on Ctrl-C, with what was embedded kept.
+    Images whose size or modification time changed are embedded again, and so are images that could
+    not be read.
+
+    selection: the images to include; the cache folder itself is always excluded.
+    retry: embed every image again that failed.
+    rehash: compare the bytes of all files, and embed again the images whose bytes changed.
+
+    InputError if there are no images or none can be embedded. EnvironmentProblem if the cache
+    cannot be written or another process is using it. Interrupted on Ctrl-C; finished embeddings
+    are kept.
     """
     source = open_source(
         images, selection=dataclasses.replace(selection, own=[*selection.own, cache])
@@ -123,44 +127,37 @@ def prepare_index(
     stamps = _stamps(source)
     embedder = Embedder(model, threads=1)
     chosen = [] if selection.column is None else [f"column {selection.column}"]
-    place = cache / _digest(
+    folder = cache / _digest(
         str(images.resolve()), embedder.fingerprint, *_precision_of(embedder), *chosen
     )
     notes = tuple(column_notes(source))
-    with explain_os_errors(place):
-        place.mkdir(parents=True, exist_ok=True)
-    known = _read_listing(place / LISTING) if (place / INDEX).is_dir() else Listing({}, {}, [])
-    again = {key for key in known.failed if retry or key not in known.digests}
-    keys = [source.key(number) for number in range(len(source))]
-    changed = [
-        number
-        for number, key in enumerate(keys)
-        if stamps[key] is None or stamps[key] != known.images.get(key) or key in again
-    ]
+    with explain_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    known = _read_listing(folder / LISTING) if (folder / INDEX).is_dir() else Listing({}, {}, [])
+    keys = [source.key(item) for item in range(len(source))]
+    outdated = _outdated(stamps, known, retry=retry)
+    changed = {item for item, key in enumerate(keys) if key in outdated}
     if rehash:
-        changed = sorted(
-            {*changed, *_exchanged(source, set(range(len(source))) - set(changed), known, progress)}
-        )
+        changed |= {*_exchanged(source, {*range(len(source))} - changed, known, progress)}
     gone = sorted(known.images.keys() - stamps.keys())
-    if not changed and not gone and (place / INDEX).is_dir():
-        return Prepared(place / INDEX, 0, 0, (), source.skipped, notes)
-    with _open_or_create(place / INDEX, embedder) as index:
+    if not changed and not gone and (folder / INDEX).is_dir():
+        return Prepared(folder / INDEX, 0, 0, (), source.skipped, notes)
+    with _open_or_create(folder / INDEX, embedder) as index:
         report = EmbedReport(num_items=len(changed))
         if changed:
-            # First, so that whatever a stop leaves of these images in the index is done anew, or
-            # removed with them.
-            redone = dict.fromkeys(keys[number] for number in changed)
+            # Recorded first: whatever an interrupted run leaves of these images in the index is
+            # then embedded again or removed.
+            items = sorted(changed)
+            redone = dict.fromkeys(keys[item] for item in items)
             _write_listing(
-                place / LISTING, dataclasses.replace(known, images=known.images | redone)
+                folder / LISTING, dataclasses.replace(known, images=known.images | redone)
             )
-            # A changed image that can no longer be read must not be found by what it was.
+            # An image that is no longer readable must not be found by its old content.
             index.remove(redone)
-            digest = _digest(
-                json.dumps([[keys[number], stamps[keys[number]]] for number in changed])
-            )
+            digest = _digest(json.dumps([[key, stamps[key]] for key in redone]))
             with _embedded(
-                subset(source, changed),
-                place / f"embeddings-{digest}",
+                subset(source, items),
+                folder / f"embeddings-{digest}",
                 embedder,
                 progress,
                 retry,
@@ -171,35 +168,45 @@ def prepare_index(
                 _note(known, redone, embeddings)
         num_removed = index.remove(gone)
         if len(index) == 0:
-            reason = report.failures[0][1] if report.failures else "there are none"
+            reason = report.failures[0][1] if report.failures else "there are no images."
             raise InputError(f"No image of {images} could be embedded: {reason}")
     digests = {key: digest for key, digest in known.digests.items() if key in stamps}
     _write_listing(
-        place / LISTING, Listing(stamps, digests, [key for key in known.failed if key in stamps])
+        folder / LISTING, Listing(stamps, digests, [key for key in known.failed if key in stamps])
     )
     num_embedded = len(changed) - report.num_failed
     return Prepared(
-        place / INDEX, num_embedded, num_removed, tuple(report.failures), source.skipped, notes
+        folder / INDEX, num_embedded, num_removed, tuple(report.failures), source.skipped, notes
     )
+
+
+def _outdated(stamps: Mapping[str, Stamp | None], known: Listing, *, retry: bool) -> set[str]:
+    """Return the keys of new and changed images, unreadable ones, and with `retry` failed ones."""
+    failed = {key for key in known.failed if retry or key not in known.digests}
+    return {
+        key
+        for key, stamp in stamps.items()
+        if stamp is None or stamp != known.images.get(key) or key in failed
+    }
 
 
 @contextmanager
 def _embedded(
-    part: Source, folder: Path, embedder: Embedder, progress: Progress, retry: bool, rehash: bool
+    source: Source, folder: Path, embedder: Embedder, progress: Progress, retry: bool, rehash: bool
 ) -> Iterator[tuple[EmbedReport, Embeddings]]:
-    """The embeddings of a part of a source, in a folder that is removed after the block."""
+    """Embed a source, and yield the report and the embeddings; their folder lasts for the block."""
     for other in folder.parent.glob("embeddings-*"):
-        if other != folder:  # of a listing that is no longer true
+        if other != folder:  # of an outdated listing
             shutil.rmtree(other)
-    with progress("embedding", len(part)) as on_progress:
+    with progress("embedding", len(source)) as on_progress:
         options = EmbedOptions(retry=retry, rehash=rehash)
-        report = embed_source(part, embedder, folder, options, on_progress=on_progress)
+        report = embed_source(source, embedder, folder, options, on_progress=on_progress)
     yield report, Embeddings.open(folder)
     shutil.rmtree(folder)
 
 
 def _note(known: Listing, redone: Collection[str], embeddings: Embeddings) -> None:
-    """Bring digests and failures of the images that were embedded now up to date."""
+    """Update the digests and failures of the images embedded by this run."""
     known.digests = {key: digest for key, digest in known.digests.items() if key not in redone}
     known.failed = [key for key in known.failed if key not in redone]
     for shard in range(embeddings.plan.num_shards):
@@ -218,30 +225,28 @@ def _note(known: Listing, redone: Collection[str], embeddings: Embeddings) -> No
 
 
 def _exchanged(
-    source: Source, numbers: Collection[int], known: Listing, progress: Progress
+    source: Source, items: Collection[int], known: Listing, progress: Progress
 ) -> list[int]:
-    """Those of the items whose bytes are other ones than when they were embedded, or are not known."""
+    """Return the items whose bytes differ from those embedded, or have no recorded digest."""
 
-    def differs(number: int) -> bool:
+    def differs(item: int) -> bool:
         try:
-            digest = digest_of(source.read(number)).hex()
+            digest = digest_of(source.read(item)).hex()
         except InputError:
             return True
-        return digest != known.digests.get(source.key(number))
+        return digest != known.digests.get(source.key(item))
 
-    found = []
+    changed: list[int] = []
     with (
-        progress("comparing", len(numbers)) as on_progress,
+        progress("comparing", len(items)) as on_progress,
         ThreadPoolExecutor(usable_cpus()) as pool,
     ):
-        ordered = sorted(numbers)
+        ordered = sorted(items)
         for start in range(0, len(ordered), COMPARED_AT_ONCE):
-            some = ordered[start : start + COMPARED_AT_ONCE]
-            found += [
-                number for number, other in zip(some, pool.map(differs, some), strict=True) if other
-            ]
-            on_progress(start + len(some), 0)
-    return found
+            batch = ordered[start : start + COMPARED_AT_ONCE]
+            changed += itertools.compress(batch, pool.map(differs, batch))
+            on_progress(start + len(batch), 0)
+    return changed
 
 
 def _open_or_create(path: Path, embedder: Embedder) -> Index:
@@ -251,44 +256,44 @@ def _open_or_create(path: Path, embedder: Embedder) -> Index:
 
 
 def _precision_of(embedder: Embedder) -> tuple[str, ...]:
-    """What tells the cached indexes of one model apart: vectors in bf16 do not go into an index of
-    others."""
+    """Return the part of the cache key for the precision: bf16 vectors need their own index."""
     return (BF16,) if embedder.run.precision == BF16 else ()
 
 
-def _stamps(source: Source) -> dict[str, Size | None]:
-    """The stamp of every key: of its file, or of the container it lies in; None where there is none
-    to be had."""
+def _stamps(source: Source) -> dict[str, Stamp | None]:
+    """Return the stamp of each key's file, or of its container; None if the file has no stamp."""
 
     @cache
-    def stamp(file: Path) -> Size | None:
+    def stamp(file: Path) -> Stamp | None:
         size, mtime_ns, _ = stamp_of(file)
         return None if size is None or mtime_ns is None else [size, mtime_ns]
 
-    return {source.key(number): stamp(source.file(number)) for number in range(len(source))}
+    return {source.key(item): stamp(source.file(item)) for item in range(len(source))}
 
 
 def _read_listing(file: Path) -> Listing:
-    """What is in the index already; nothing where the file is missing or of another format, so that
-    all is done anew."""
+    """Read the listing; an empty one if the file is missing or in another format.
+
+    With an empty listing, every image is embedded again.
+    """
     try:
         listing = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return Listing({}, {}, [])
-    if not isinstance(listing, dict) or listing.get("format") not in (REMEMBERED, EARLIER):
+    if not isinstance(listing, dict) or listing.get("format") not in (FORMAT, OLD_FORMAT):
         return Listing({}, {}, [])
-    images = listing["images" if "images" in listing else "pictures"]  # the older name
+    images = listing["images" if "images" in listing else "pictures"]  # its former name
     return Listing(images, listing.get("digests", {}), listing.get("failed", []))
 
 
 def _write_listing(file: Path, listing: Listing) -> None:
     write_text(
-        file, json.dumps({"format": REMEMBERED, **dataclasses.asdict(listing)}, ensure_ascii=True)
+        file, json.dumps({"format": FORMAT, **dataclasses.asdict(listing)}, ensure_ascii=True)
     )
 
 
 def _drawing_digest() -> str:
-    """Changes with the drawing code and with what it draws with."""
+    """Return a digest of the drawing code and the versions of the libraries it uses."""
     here = Path(__file__).parent
     files = [here / "gallery.py", *sorted((here / "drawing").glob("*.py"))]
     return _digest(

@@ -1,4 +1,4 @@
-"""A small drawn gallery, its index, and the page over it on a real port."""
+"""A small drawn gallery, its index, and the page served on a real port."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOSTILE = "<img src=x onerror=alert(1)>.jpg"
 
 @dataclass(frozen=True)
 class Gallery:
-    """Where the images, the model and the index are."""
+    """The paths of the images, the model and the index."""
 
     images: Path
     model: Path
@@ -36,7 +36,7 @@ class Gallery:
 
 @pytest.fixture(scope="session")
 def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
-    """Twelve drawn images and one whose name is markup."""
+    """Draw and index twelve images, and one more whose name is HTML markup."""
     root = tmp_path_factory.mktemp("gallery")
     files = draw_gallery(root / "images", kinds=KINDS, num_instances=1)
     odd = root / "images" / "odd"
@@ -51,14 +51,16 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
 
 @pytest.fixture(scope="package")
 def page_address(gallery: Gallery) -> Iterator[str]:
-    """The page, served."""
+    """Serve the page and yield its address."""
     with Index.open(gallery.index) as index, serving(_make_app(index)) as address:
         yield address
 
 
 def _make_app(index: Index) -> FastAPI:
-    """The app; Gradio 6.31 leaves event loops unclosed where it makes its locks (gradio/utils.py,
-    safe_get_lock)."""
+    """Make the app without the warnings of Gradio 6.31, which leaves event loops unclosed.
+
+    See safe_get_lock in gradio/utils.py.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         from featkit_demo.app import make_demo_app

@@ -1,4 +1,4 @@
-"""`featkit demo` as a process: opens, answers, ends on Ctrl-C; and what it says where it cannot."""
+"""`featkit demo` as a process: it opens, answers, stops on Ctrl-C, and explains its refusals."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from featkit.serve.running import bind
 from tests.demo.conftest import Gallery
 
 
-def test_demo_over_images_opens_answers_and_ends_on_ctrl_c(
-    gallery: Gallery, tmp_path: Path
-) -> None:
+def test_demo_opens_answers_and_stops_on_ctrl_c(gallery: Gallery, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -43,7 +41,9 @@ def test_demo_over_images_opens_answers_and_ends_on_ctrl_c(
         assert found is not None, line
         with urllib.request.urlopen(f"{found[1]}/v1/sample?limit=1") as answer:
             assert answer.status == 200
-        with pytest.raises(urllib.error.HTTPError, match="400"):  # a domain that leads to 127.0.0.1
+        with pytest.raises(
+            urllib.error.HTTPError, match="400"
+        ):  # a foreign domain that resolves to 127.0.0.1
             urllib.request.urlopen(
                 urllib.request.Request(f"{found[1]}/v1/sample", headers={"Host": "evil.example"})
             )
@@ -51,14 +51,14 @@ def test_demo_over_images_opens_answers_and_ends_on_ctrl_c(
             text = answer.read().decode()
         assert "page/page.css" in text
         process.send_signal(signal.SIGINT)
-        _, problems = process.communicate(timeout=10)
+        _, problems = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 0
     assert "Traceback" not in problems
 
 
-def test_a_port_that_is_taken_is_said_at_once(
+def test_a_taken_port_is_reported_at_once(
     gallery: Gallery, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with bind("127.0.0.1", 0) as listener:
@@ -72,7 +72,7 @@ def test_a_port_that_is_taken_is_said_at_once(
     )
 
 
-def test_what_cannot_be_opened_is_one_sentence(
+def test_a_refusal_is_one_sentence(
     gallery: Gallery, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--port", "0", "--model", str(gallery.model), "--cache", str(tmp_path / "cache")]
@@ -88,7 +88,7 @@ def test_what_cannot_be_opened_is_one_sentence(
     assert "Nothing to serve" in problems[3]
 
 
-def test_a_missing_extra_is_said_with_the_line_that_helps(
+def test_a_missing_extra_is_reported_with_its_install_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(

@@ -1,5 +1,4 @@
-"""The sample gallery: the same bytes for the same seed, every kind drawable, views alike and kinds
-apart."""
+"""The sample gallery is reproducible, and every kind can be drawn."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ ALL_KINDS = [
 ]
 
 
-def test_gallery_is_the_same_bytes_for_the_same_seed(tmp_path: Path) -> None:
+def test_gallery_has_the_same_bytes_for_the_same_seed(tmp_path: Path) -> None:
     kinds = ["mug", "marble", "lake"]
     first = draw_gallery(tmp_path / "a", kinds=kinds, num_instances=1)
     second = draw_gallery(tmp_path / "b", kinds=kinds, num_instances=1)
@@ -53,7 +52,7 @@ def test_gallery_is_labeled_by_folder_and_reports_every_image(tmp_path: Path) ->
     assert [path for path in tmp_path.rglob("*") if ".partial" in path.name] == []
 
 
-def test_another_seed_and_another_instance_draw_another_image() -> None:
+def test_seeds_and_instances_differ() -> None:
     def front(instance: int, seed: int) -> np.ndarray:
         return np.asarray(draw_views("objects", "mug", instance, seed=seed)[0][1], dtype=np.float32)
 
@@ -63,7 +62,7 @@ def test_another_seed_and_another_instance_draw_another_image() -> None:
 
 
 @pytest.mark.parametrize(("group", "kind"), ALL_KINDS)
-def test_every_kind_fills_the_image_with_more_than_noise(group: str, kind: str) -> None:
+def test_every_kind_fills_the_image_with_structure(group: str, kind: str) -> None:
     (view, image), *others = draw_views(group, kind, 0)
     pixels = np.asarray(image, dtype=np.float32)
     assert (image.size, len(others) + 1, view) == (
@@ -72,12 +71,12 @@ def test_every_kind_fills_the_image_with_more_than_noise(group: str, kind: str) 
         {"objects": "front", "scenes": "day", "textures": "flat"}[group],
     )
     coarse = np.asarray(image.resize((24, 18), Image.Resampling.BOX), dtype=np.float32)
-    assert coarse.std() > 9  # structure that survives averaging the grain away
+    assert coarse.std() > 9  # structure that remains when averaging removes the grain
     black = (pixels.max(axis=2) < 8).mean()
-    assert black < 0.02, "an edge of a swatch is in the image"
+    assert black < 0.02, "the edge of a swatch is visible"
 
 
-def test_unknown_kind_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such kinds: unicorn"):
         draw_gallery(tmp_path, kinds=["unicorn"])
 

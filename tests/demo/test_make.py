@@ -1,5 +1,4 @@
-"""`make demo`, with the environment that runs the tests in place of the one that make would
-install."""
+"""`make demo`, with the environment of the tests instead of the one that make would install."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ HELP = "make demo PORT="
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
-    """A folder that make takes for an installed environment."""
+    """Create a folder that make takes for an installed environment."""
     featkit = tmp_path / "bin/featkit"
     featkit.parent.mkdir()
     featkit.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m featkit "$@"\n')
@@ -30,7 +29,7 @@ def environment(tmp_path: Path) -> Path:
 
 
 def make_demo(environment: Path, photos: Path, port: int) -> tuple[int, str]:
-    """Run it; exit status and all that was said."""
+    """Run `make demo` and return its exit status and output."""
     runtime = environment / ".runtime"
     command = [
         "make",
@@ -52,7 +51,7 @@ def make_demo(environment: Path, photos: Path, port: int) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def test_a_port_that_is_taken_is_answered_with_what_to_tell_make(
+def test_a_taken_port_is_answered_with_the_make_command(
     environment: Path, gallery: Gallery
 ) -> None:
     with bind("127.0.0.1", 0) as listener:
@@ -62,7 +61,7 @@ def test_a_port_that_is_taken_is_answered_with_what_to_tell_make(
     assert HELP in said
 
 
-def test_other_problems_are_not_answered_with_a_port(environment: Path, tmp_path: Path) -> None:
+def test_other_problems_suggest_no_port(environment: Path, tmp_path: Path) -> None:
     status, said = make_demo(environment, tmp_path / "missing", 0)
     assert status != 0
     assert "does not exist" in said
@@ -70,7 +69,7 @@ def test_other_problems_are_not_answered_with_a_port(environment: Path, tmp_path
 
 
 def planned(environment: Path, *settings: str) -> str:
-    """What `make demo` would run."""
+    """Return the commands that `make demo` would run."""
     command = [
         "make",
         "-n",
@@ -86,7 +85,7 @@ def planned(environment: Path, *settings: str) -> str:
     return done.stdout
 
 
-def test_a_published_model_is_passed_on_once_what_makes_its_file_is_installed(
+def test_a_published_model_installs_onnx_before_it_starts(
     environment: Path,
 ) -> None:
     lines = planned(environment, "MODEL=dinov2-small").splitlines()
@@ -103,14 +102,14 @@ def test_a_published_model_is_passed_on_once_what_makes_its_file_is_installed(
     assert "torch" not in "\n".join(lines)
 
 
-def test_a_second_time_nothing_is_installed(environment: Path) -> None:
+def test_a_second_run_installs_nothing(environment: Path) -> None:
     (environment / ".adopt").touch()
     said = planned(environment, "MODEL=dinov2-small", "PHOTOS=my images")
     assert "huggingface-hub" not in said
     assert f'{environment}/bin/featkit demo "my images" --model "dinov2-small" --port 7860' in said
 
 
-def test_without_a_model_neither_is_there(environment: Path) -> None:
+def test_without_a_model_nothing_more_is_installed(environment: Path) -> None:
     said = planned(environment)
     assert "huggingface-hub" not in said
     assert "--model" not in said

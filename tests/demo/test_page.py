@@ -1,4 +1,4 @@
-"""The page in a headless Chromium: what a user does, and that nothing leaves the machine."""
+"""The page in headless Chromium: a user's actions work, and nothing leaves the machine."""
 
 from __future__ import annotations
 
@@ -43,8 +43,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, page_address: str) -> Iterator[Page]:
-    """The page, opened. The test fails for any request beyond loopback and for any error of a
-    script."""
+    """Open the page; fail the test on a script error or a request to another host."""
     beyond: list[str] = []
     errors: list[str] = []
 
@@ -95,7 +94,7 @@ def test_an_uploaded_image_finds_its_original_first(page: Page, gallery: Gallery
     expect(page.locator(".fk-query-name")).to_have_text("lake-1-day.jpg")
 
 
-def test_a_click_on_a_result_searches_with_it_and_back_returns(page: Page) -> None:
+def test_a_click_on_a_result_searches_with_it(page: Page) -> None:
     page.get_by_role("button", name="Search with objects/mug/mug-1-front.jpg").click()
     expect(page.locator("h1")).to_have_text("Nearest images")
     assert names(page)[0] == "mug-1-front.jpg"
@@ -112,10 +111,11 @@ def test_a_click_on_a_result_searches_with_it_and_back_returns(page: Page) -> No
 
 def test_a_pasted_image_is_searched_with(page: Page) -> None:
     page.evaluate("""async () => {
-        const blob = await (await fetch(document.querySelector('[title="objects/fish/fish-1-front.jpg"] img').src)).blob();
-        const carried = new DataTransfer();
-        carried.items.add(new File([blob], 'shot.jpg', {type: 'image/jpeg'}));
-        document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: carried, bubbles: true}));
+        const image = document.querySelector('[title="objects/fish/fish-1-front.jpg"] img');
+        const blob = await (await fetch(image.src)).blob();
+        const clipboardData = new DataTransfer();
+        clipboardData.items.add(new File([blob], 'shot.jpg', {type: 'image/jpeg'}));
+        document.dispatchEvent(new ClipboardEvent('paste', {clipboardData, bubbles: true}));
     }""")
     expect(page.locator("h1")).to_have_text("Nearest images")
     assert names(page)[0] == "fish-1-front.jpg"
@@ -123,20 +123,20 @@ def test_a_pasted_image_is_searched_with(page: Page) -> None:
 
 def test_a_dropped_image_is_searched_with(page: Page) -> None:
     page.evaluate("""async () => {
-        const blob = await (await fetch(document.querySelector('[title="textures/tiles/tiles-1-flat.jpg"] img').src)).blob();
-        const carried = new DataTransfer();
-        carried.items.add(new File([blob], 'dropped.jpg', {type: 'image/jpeg'}));
+        const image = document.querySelector('[title="textures/tiles/tiles-1-flat.jpg"] img');
+        const blob = await (await fetch(image.src)).blob();
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File([blob], 'dropped.jpg', {type: 'image/jpeg'}));
+        const options = {dataTransfer, bubbles: true, cancelable: true};
         for (const kind of ['dragenter', 'dragover', 'drop'])
-            document.dispatchEvent(new DragEvent(kind, {dataTransfer: carried, bubbles: true, cancelable: true}));
+            document.dispatchEvent(new DragEvent(kind, options));
     }""")
     expect(page.locator("h1")).to_have_text("Nearest images")
     assert names(page)[0] == "tiles-1-flat.jpg"
     expect(page.locator(".fk-veil")).to_be_hidden()
 
 
-def test_a_file_that_is_no_image_gets_one_sentence_and_the_page_goes_on(
-    page: Page, gallery: Gallery
-) -> None:
+def test_a_file_that_is_not_an_image_is_refused(page: Page, gallery: Gallery) -> None:
     page.set_input_files(
         "input[type=file]", {"name": "notes.jpg", "mimeType": "image/jpeg", "buffer": b"dear diary"}
     )
@@ -148,14 +148,14 @@ def test_a_file_that_is_no_image_gets_one_sentence_and_the_page_goes_on(
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_names_are_text_and_never_markup(page: Page) -> None:
+def test_file_names_are_never_markup(page: Page) -> None:
     page.locator(f'[title="odd/{HOSTILE}"]').click()
     expect(page.locator(".fk-query-name")).to_have_text(f"odd/{HOSTILE}")
     assert HOSTILE in names(page)
     assert page.locator(".fk-page img[src='x']").count() == 0
 
 
-def test_the_keyboard_alone_is_enough(page: Page) -> None:
+def test_the_keyboard_suffices(page: Page) -> None:
     page.keyboard.press("Tab")
     expect(page.locator(".fk-skip")).to_be_focused()
     for _ in range(12):
@@ -171,8 +171,12 @@ def test_the_keyboard_alone_is_enough(page: Page) -> None:
 def test_every_image_and_button_has_a_name(page: Page) -> None:
     page.locator(".fk-card").first.click()
     expect(page.locator("h1")).to_have_text("Nearest images")
-    unnamed = """() => [...document.querySelectorAll('.fk-page img:not([hidden])')].filter(i => !i.alt).length
-        + [...document.querySelectorAll('.fk-page button')].filter(b => !(b.ariaLabel || b.innerText.trim())).length"""
+    unnamed = """() => {
+        const all = (selector) => [...document.querySelectorAll(selector)];
+        const images = all('.fk-page img:not([hidden])').filter((image) => !image.alt);
+        const buttons = all('.fk-page button').filter((b) => !b.ariaLabel && !b.innerText.trim());
+        return images.length + buttons.length;
+    }"""
     assert page.evaluate(unnamed) == 0
 
 
@@ -186,7 +190,7 @@ def test_thumbnails_are_the_only_images_fetched(page: Page) -> None:
     )
 
 
-def test_the_page_follows_dark_and_fits_a_phone(browser: Browser, page_address: str) -> None:
+def test_the_page_fits_a_phone_in_dark_mode(browser: Browser, page_address: str) -> None:
     with browser.new_context(
         viewport={"width": 390, "height": 844}, color_scheme="dark"
     ) as context:
@@ -207,6 +211,6 @@ def test_the_page_follows_dark_and_fits_a_phone(browser: Browser, page_address: 
 
 def test_uploads_over_the_limit_are_refused(page: Page, gallery: Gallery) -> None:
     huge = gallery.images.parent / "huge.png"
-    Image.new("1", (8000, 8000)).save(huge)  # 64 megapixels in a few kilobytes
+    Image.new("1", (8000, 8000)).save(huge)  # 64 megapixels in a few kilobytes of PNG
     page.set_input_files("input[type=file]", huge)
     expect(page.get_by_role("alert")).to_contain_text("huge.png has 64,000,000 pixels")

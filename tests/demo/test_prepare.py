@@ -1,4 +1,4 @@
-"""From images to an index in the cache: made once, then kept up to date."""
+"""The cached index is built once and then kept up to date."""
 
 from __future__ import annotations
 
@@ -35,15 +35,18 @@ from pathlib import Path
 from featkit.errors import EnvironmentProblem
 from featkit_demo.prepare import prepare_index
 
+def progress(label, total):
+    return nullcontext(lambda done, failed: None)
+
 try:
-    prepare_index(*map(Path, sys.argv[1:]), progress=lambda label, total: nullcontext(lambda done, failed: None))
+    prepare_index(*map(Path, sys.argv[1:]), progress=progress)
 except EnvironmentProblem as problem:
     print(problem)
 """
 
 
 class Work:
-    """Notes what was reported; Ctrl-C once `stop_at` images are done."""
+    """A progress reporter that records labels and interrupts after `stop_at` images."""
 
     def __init__(self, *, stop_at: int | None = None) -> None:
         self.labels: list[tuple[str, int]] = []
@@ -82,7 +85,7 @@ def test_a_second_run_does_nothing(images: Path, gallery: Gallery, tmp_path: Pat
     assert work.labels == [("embedding", 13)]
 
 
-def test_what_is_new_changed_or_gone_is_all_that_is_done(
+def test_only_new_changed_and_deleted_images_are_processed(
     images: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
@@ -104,7 +107,7 @@ def test_what_is_new_changed_or_gone_is_all_that_is_done(
     }
 
 
-def test_a_image_that_breaks_is_no_longer_found(
+def test_an_image_that_became_unreadable_is_not_found(
     images: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
@@ -126,7 +129,7 @@ def test_another_model_gets_another_index(images: Path, gallery: Gallery, tmp_pa
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 2])
-def test_a_stop_while_embedding_costs_work_and_no_correctness(
+def test_an_interrupt_while_embedding_loses_no_correctness(
     images: Path, gallery: Gallery, tmp_path: Path, stop_at: int
 ) -> None:
     cache = tmp_path / "cache"
@@ -148,7 +151,7 @@ def test_a_stop_while_embedding_costs_work_and_no_correctness(
     }
 
 
-def test_what_a_stopped_first_run_had_in_work_is_not_kept_for_images_that_changed(
+def test_an_interrupted_first_run_leaves_nothing_outdated(
     images: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
@@ -160,7 +163,7 @@ def test_what_a_stopped_first_run_had_in_work_is_not_kept_for_images_that_change
     assert [path.name for path in index.parent.glob("embeddings-*")] == []
 
 
-def test_a_stop_just_before_the_end_costs_work_and_no_correctness(
+def test_an_interrupt_before_the_end_loses_no_correctness(
     images: Path, gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
@@ -180,7 +183,7 @@ def test_a_stop_just_before_the_end_costs_work_and_no_correctness(
     assert keys(index) == files_below(images)
 
 
-def test_a_image_that_comes_back_after_a_stop_is_found_again(
+def test_an_image_restored_after_an_interrupt_is_found(
     images: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
@@ -190,15 +193,15 @@ def test_a_image_that_comes_back_after_a_stop_is_found_again(
     shutil.copyfile(images / "objects/fish/fish-1-front.jpg", mug)
     with pytest.raises(Interrupted):
         prepare_index(images, gallery.model, cache, progress=Work(stop_at=0))
-    (tmp_path / "kept.jpg").replace(mug)  # with its old size and time of change
+    (tmp_path / "kept.jpg").replace(mug)  # with its old size and modification time
     prepare_index(images, gallery.model, cache, progress=Work())
     assert keys(index) == files_below(images)
 
 
 @pytest.mark.parametrize(
-    "kind", ["glob", "list", "list beside", "one image", "tar", "glob of tars"]
+    "kind", ["glob", "list", "list elsewhere", "one image", "tar", "glob of tars"]
 )
-def test_a_changed_image_is_embedded_again_whatever_it_was_named_by(
+def test_a_changed_image_of_any_source_is_embedded_again(
     kind: str, images: Path, gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mugs = images / "objects/mug"
@@ -206,10 +209,10 @@ def test_a_changed_image_is_embedded_again_whatever_it_was_named_by(
     monkeypatch.chdir(images)
 
     def named() -> Path:
-        """The source, made of what the images are now."""
+        """Write the source from the current images and return its path."""
         if kind == "list":
             (mugs / "list.txt").write_text("mug-1-front.jpg\nmug-1-side.jpg\n")
-        if kind == "list beside":
+        if kind == "list elsewhere":
             (tmp_path / "list.txt").write_text(f"{changing}\n{mugs / 'mug-1-side.jpg'}\n")
         if "tar" in kind:
             with tarfile.open(mugs / "mugs.tar", "w") as archive:
@@ -217,7 +220,7 @@ def test_a_changed_image_is_embedded_again_whatever_it_was_named_by(
         names: dict[str, str | Path] = {
             "glob": "*/mug/mug-*.jpg",
             "list": "objects/mug/list.txt",
-            "list beside": tmp_path / "list.txt",
+            "list elsewhere": tmp_path / "list.txt",
         }
         names |= {
             "one image": changing,
@@ -240,9 +243,7 @@ def test_a_changed_image_is_embedded_again_whatever_it_was_named_by(
         assert opened.search(changing, k=1)[0].score == pytest.approx(1, abs=1e-3)
 
 
-def test_a_image_that_cannot_be_looked_at_is_tried_again(
-    gallery: Gallery, images: Path, tmp_path: Path
-) -> None:
+def test_a_missing_image_is_tried_again(gallery: Gallery, images: Path, tmp_path: Path) -> None:
     (images / "list.txt").write_text("objects/mug/mug-1-front.jpg\nmissing.jpg\n")
     for num_embedded in (1, 0):
         done = prepare_index(
@@ -255,19 +256,19 @@ def test_a_image_that_cannot_be_looked_at_is_tried_again(
 
 
 def exchange(file: Path, data: bytes) -> None:
-    """Other content of the same size and time of change."""
+    """Replace the content of a file, keeping its size and modification time."""
     status = file.stat()
     file.write_bytes(data[: status.st_size].ljust(status.st_size, b"\0"))
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_rehash_finds_a_image_of_the_same_size_and_time(
+def test_rehash_finds_a_change_with_the_same_stamp(
     images: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
     mug, fish = images / "objects/mug/mug-1-front.jpg", images / "objects/fish/fish-1-front.jpg"
     with mug.open("ab") as file:
-        file.write(bytes(fish.stat().st_size))  # room for the other
+        file.write(bytes(fish.stat().st_size))  # so that the other file fits
     index = prepare_index(images, gallery.model, cache, progress=Work()).index
     exchange(mug, fish.read_bytes())
     assert prepare_index(images, gallery.model, cache, progress=Work()).num_embedded == 0
@@ -281,7 +282,7 @@ def test_rehash_finds_a_image_of_the_same_size_and_time(
     )
 
 
-def test_retry_tries_failures_again(
+def test_retry_embeds_failed_images_again(
     images: Path, gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
@@ -300,7 +301,7 @@ def test_retry_tries_failures_again(
     assert keys(index) == files_below(images)
 
 
-def test_a_listing_of_an_earlier_version_is_used(
+def test_a_listing_of_an_earlier_version_is_read(
     images: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
@@ -312,7 +313,7 @@ def test_a_listing_of_an_earlier_version_is_used(
     assert prepare_index(images, gallery.model, cache, progress=Work()).num_embedded == 0
 
 
-def test_the_cache_may_lie_inside_the_images(images: Path, gallery: Gallery) -> None:
+def test_the_cache_may_be_inside_the_images_folder(images: Path, gallery: Gallery) -> None:
     cache = images / "cache"
     (cache / "gallery-0123456789abcdef").mkdir(parents=True)
     shutil.copy(images / "objects/mug/mug-1-front.jpg", cache / "gallery-0123456789abcdef")
@@ -321,18 +322,14 @@ def test_the_cache_may_lie_inside_the_images(images: Path, gallery: Gallery) -> 
     assert prepare_index(images, gallery.model, cache, progress=Work()).num_embedded == 0
 
 
-def test_all_failures_are_counted_though_only_the_first_are_listed(
-    images: Path, gallery: Gallery, tmp_path: Path
-) -> None:
+def test_only_the_first_failures_are_listed(images: Path, gallery: Gallery, tmp_path: Path) -> None:
     for number in range(SHOWN_FAILURES + 5):
         (images / f"bad-{number}.jpg").write_bytes(b"text")
     done = prepare_index(images, gallery.model, tmp_path / "cache", progress=Work())
     assert (done.num_embedded, len(done.failures)) == (13, SHOWN_FAILURES)
 
 
-def test_folders_without_images_and_without_good_ones_are_refused(
-    gallery: Gallery, tmp_path: Path
-) -> None:
+def test_folders_without_readable_images_are_refused(gallery: Gallery, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="none"):
         prepare_index(tmp_path / "none", gallery.model, tmp_path / "cache", progress=Work())
@@ -342,9 +339,7 @@ def test_folders_without_images_and_without_good_ones_are_refused(
         prepare_index(tmp_path / "bad", gallery.model, tmp_path / "cache", progress=Work())
 
 
-def test_a_cache_that_cannot_be_written_is_said(
-    images: Path, gallery: Gallery, tmp_path: Path
-) -> None:
+def test_an_unwritable_cache_is_reported(images: Path, gallery: Gallery, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o500)
     status, said, problems = run_python(PREPARE, images, gallery.model, cache, ordinary_user=True)
@@ -367,9 +362,7 @@ def test_the_gallery_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(list(first.rglob("*.jpg"))) == 3
 
 
-def test_the_cache_is_where_the_desktop_says(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_cache_follows_xdg_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FEATKIT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache() == tmp_path / "featkit"
@@ -378,7 +371,7 @@ def test_the_cache_is_where_the_desktop_says(
 
 
 @needs_bf16
-def test_vectors_of_another_precision_have_an_index_of_their_own(
+def test_each_precision_has_its_own_index(
     gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model_file(tmp_path / "m.onnx")
@@ -394,14 +387,12 @@ def test_vectors_of_another_precision_have_an_index_of_their_own(
     assert (again.index, again.num_embedded) == (coarse.index, 0)
 
 
-def test_a_column_is_chosen_and_has_an_index_of_its_own(
-    images: Path, gallery: Gallery, tmp_path: Path
-) -> None:
+def test_each_column_has_its_own_index(images: Path, gallery: Gallery, tmp_path: Path) -> None:
     files = [(images / name).read_bytes() for name in files_below(images)[:3]]
     columns = {"image": pa.array([b"no image", files[0], files[1]]), "photo": pa.array(files)}
     (tmp_path / "table").mkdir()
     pq.write_table(pa.table(columns), tmp_path / "table" / "t.parquet")
-    found = {
+    prepared = {
         column: prepare_index(
             tmp_path / "table",
             gallery.model,
@@ -411,7 +402,7 @@ def test_a_column_is_chosen_and_has_an_index_of_its_own(
         )
         for column in (None, "photo")
     }
-    assert [len(keys(each.index)) for each in found.values()] == [2, 3]
-    assert found["photo"].notes == (
+    assert [len(keys(each.index)) for each in prepared.values()] == [2, 3]
+    assert prepared["photo"].notes == (
         "Images are read from the column photo; --column can choose image instead.",
     )

@@ -1,1 +1,1 @@
-"""How the sample gallery is drawn: a canvas, and one file each for objects, textures and scenes."""
+"""The drawing code of the sample gallery: a canvas, objects, creatures, textures and scenes."""

@@ -1,10 +1,9 @@
-"""An illustrator's canvas in Pillow and numpy: outlines filled with gradients, lit by one light,
-seen by one camera.
+"""A canvas in Pillow and numpy: outlines filled with gradients, under one light and one camera.
 
-The world is 2 high and 8/3 wide, its origin in the middle of the image, y downwards. An outline
-is (n, 2) float (x, y) and becomes an antialiased mask (drawn four times as large); everything else
-is one paste through such a mask: the paint, the shaded side (the mask less itself moved towards the
-light), the lit rim, the shadow on what lies behind.
+The world is 2 units high and 8/3 wide. Its origin is the middle of the image, and y points down.
+An outline is (n, 2) float (x, y). It becomes an antialiased mask, drawn at four times the size, and
+each effect is one paste through a mask: the paint, the shaded side (the mask minus itself shifted
+towards the light), the lit rim, and the shadow on the background.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 HEIGHT, WIDTH = 360, 480
-SUPERSAMPLE = 4  # of masks only, in each direction: 16 levels of coverage at an edge
+SUPERSAMPLE = 4  # per direction, masks only: 16 levels of coverage at an edge
 
 Color = tuple[int, int, int]
 Points = NDArray[np.float64]
@@ -29,8 +28,10 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """Where the light stands and what it does to colors; `towards` is a direction in the image,
-    y downwards."""
+    """The direction of the light and its effect on colors.
+
+    towards: the direction to the light in the image, y pointing down.
+    """
 
     name: str
     towards: tuple[float, float]
@@ -46,16 +47,16 @@ class Light:
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
-    """A viewpoint: what is at depth 1 moves with it wholly, what is at depth 0 not at all."""
+    """A viewpoint. Things at depth 1 move with it fully, things at depth 0 not at all."""
 
     zoom: float = 1.0
     pan: tuple[float, float] = (0.0, 0.0)
     roll_deg: float = 0.0
-    yaw: float = 0.0  # radians round an upright object
-    tilt: float = 0.28  # sine of the elevation from which round objects are seen
+    yaw: float = 0.0  # radians around an upright object
+    tilt: float = 0.28  # sine of the elevation angle, for round objects
 
     def project(self, points: Points, depth: float) -> Points:
-        """World (n, 2) to pixels (n, 2), both (x, y)."""
+        """Map world coordinates (n, 2) to pixels (n, 2), both (x, y)."""
         angle = math.radians(self.roll_deg)
         rotation = np.array(
             [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
@@ -69,8 +70,10 @@ class Camera:
 
 @dataclass(frozen=True)
 class Gradient:
-    """Colors spread evenly along a direction over the outline's own extent: 0 degrees to the
-    right, 90 downwards."""
+    """Evenly spaced colors across the extent of an outline.
+
+    The angle is in degrees: 0 points right, 90 points down.
+    """
 
     colors: tuple[Color, ...]
     angle_deg: float = 90.0
@@ -80,41 +83,41 @@ Paint = Color | Gradient
 
 
 def generator(*words: object) -> np.random.Generator:
-    """Random numbers that depend on the words alone."""
+    """Return a random generator seeded by the words alone."""
     digest = hashlib.sha256("/".join(map(str, words)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
 def color(code: str) -> Color:
-    """A color from its six hexadecimal digits."""
+    """Parse a color of six hexadecimal digits."""
     return int(code[0:2], 16), int(code[2:4], 16), int(code[4:6], 16)
 
 
 def mix(first: Color, second: Color, share: float) -> Color:
-    """`share` of the second color in the first."""
+    """Mix two colors; `share` is the weight of the second."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
 
 def lighter(base: Color, share: float) -> Color:
-    """The color on its way to warm white."""
+    """Mix a color with warm white."""
     return mix(base, (255, 252, 244), share)
 
 
 def darker(base: Color, share: float) -> Color:
-    """The color on its way to a deep blue, which looks less dead than black."""
+    """Mix a color with deep blue, which looks livelier than black."""
     return mix(base, (22, 20, 48), share)
 
 
 def points(*pairs: tuple[float, float]) -> Points:
-    """Outline from (x, y) pairs."""
+    """Return the outline through (x, y) pairs."""
     return np.array(pairs, dtype=np.float64)
 
 
 def ellipse(
     x: float, y: float, radius_x: float, radius_y: float | None = None, *, turn_deg: float = 0.0
 ) -> Points:
-    """Outline of an ellipse (a circle without `radius_y`), turned about its own middle."""
+    """Return an ellipse rotated about its center; a circle without `radius_y`."""
     angles = np.linspace(0, 2 * math.pi, 64, endpoint=False)
     flat = np.stack(
         [np.cos(angles) * radius_x, np.sin(angles) * (radius_x if radius_y is None else radius_y)],
@@ -124,12 +127,12 @@ def ellipse(
 
 
 def box(left: float, top: float, right: float, bottom: float) -> Points:
-    """Outline of an upright rectangle."""
+    """Return an axis-aligned rectangle."""
     return points((left, top), (right, top), (right, bottom), (left, bottom))
 
 
 def turned(outline: Points, degrees: float) -> Points:
-    """The outline turned about the origin, clockwise as seen."""
+    """Rotate an outline about the origin, clockwise on screen."""
     angle = math.radians(degrees)
     matrix = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     result: Points = outline @ matrix
@@ -137,7 +140,7 @@ def turned(outline: Points, degrees: float) -> Points:
 
 
 def smooth(outline: Points, *, closed: bool = True, steps: int = 10) -> Points:
-    """Catmull-Rom curve through the points."""
+    """Return a Catmull-Rom curve through the points."""
     if closed:
         before, after, after_next = (np.roll(outline, shift, axis=0) for shift in (1, -1, -2))
         start = outline
@@ -154,7 +157,7 @@ def smooth(outline: Points, *, closed: bool = True, steps: int = 10) -> Points:
 
 
 class Canvas:
-    """The image so far, 480 × 360, with its light and camera."""
+    """An image of 480 × 360 pixels in progress, with its light and camera."""
 
     def __init__(self, light: Light, camera: Camera, base: Paint = (240, 240, 240)) -> None:
         self.light, self.camera = light, camera
@@ -175,11 +178,12 @@ class Canvas:
         shadow: float = 0.0,
         within: Points | None = None,
     ) -> None:
-        """Paint one outline, or several at once.
+        """Paint one outline, or several in one paste.
 
-        `blur` softens the edge (world units); `shade` and `rim` (0..1) darken the side away from
-        the light and brighten the side towards it; `shadow` (0..1) falls on what lies behind;
-        `within` is an outline that clips.
+        blur: softness of the edge in world units.
+        shade, rim: 0..1, darkening away from the light and brightening towards it.
+        shadow: 0..1, cast on the background.
+        within: an outline that clips the paint.
         """
         outlines = [outline] if isinstance(outline, np.ndarray) else list(outline)
         projected = [self.camera.project(one, depth) for one in outlines]
@@ -208,8 +212,10 @@ class Canvas:
         shadow: float = 0.0,
         within: Points | None = None,
     ) -> None:
-        """Paint a line, or several, `width` wide in world units and round at its ends; the rest as
-        for `fill`."""
+        """Paint one line or several, with round ends; `width` is in world units.
+
+        All other parameters are those of `fill`.
+        """
         lines = [line] if isinstance(line, np.ndarray) else list(line)
         projected = [self.camera.project(one, depth) for one in lines]
         if not projected:
@@ -241,7 +247,7 @@ class Canvas:
         opacity: float = 1.0,
         depth: float = 1.0,
     ) -> None:
-        """Light that falls off from a point, added to what is there."""
+        """Add light that falls off from a point."""
         (center,) = self.camera.project(points((x, y)), depth)
         reach = radius * HEIGHT / 2
         down = (
@@ -256,7 +262,7 @@ class Canvas:
         self.image = ImageChops.screen(self.image, added)
 
     def finish(self, grain: np.random.Generator) -> Image.Image:
-        """The image after bloom, the light's colors, a vignette and a little grain."""
+        """Return the image with bloom, color grading, a vignette and some grain."""
         return graded(self.image, self.light, grain)
 
     def _paint(
@@ -335,13 +341,13 @@ class Canvas:
 
 @lru_cache(maxsize=256)
 def _levels(opacity: float) -> list[int]:
-    """The 256 levels of a mask, times the opacity."""
+    """Return a table that scales the 256 levels of a mask by the opacity."""
     return [round(level * opacity) for level in range(256)]
 
 
 @lru_cache(maxsize=512)
 def _table(colors: tuple[Color, ...]) -> NDArray[np.uint8]:
-    """512 colors (512, 3) along evenly spread stops."""
+    """Interpolate 512 colors (512, 3) between evenly spaced stops."""
     stops, along = np.linspace(0, 1, len(colors)), np.linspace(0, 1, 512)
     return (
         np.stack([np.interp(along, stops, channel) for channel in zip(*colors, strict=True)], 1)
@@ -351,8 +357,10 @@ def _table(colors: tuple[Color, ...]) -> NDArray[np.uint8]:
 
 
 def _blurred(mask: Image.Image, radius: float) -> Image.Image:
-    """The mask under a Gaussian of `radius` pixels; wide ones are taken at a quarter of the size,
-    six times as fast."""
+    """Blur a mask with a Gaussian of `radius` pixels.
+
+    Wide blurs are computed at a quarter of the size, which is six times as fast.
+    """
     if radius < 7 or min(mask.size) < 32:
         return mask.filter(ImageFilter.GaussianBlur(radius))
     small = mask.reduce(4).filter(ImageFilter.GaussianBlur(radius / 4))
@@ -360,7 +368,7 @@ def _blurred(mask: Image.Image, radius: float) -> Image.Image:
 
 
 def _moved(mask: Image.Image, x: float, y: float) -> Image.Image:
-    """The mask moved by whole pixels; nothing comes in from the sides."""
+    """Shift a mask by whole pixels, without wrapping around."""
     shift = (1, 0, -round(x), 0, 1, -round(y))
     return mask.transform(mask.size, Image.Transform.AFFINE, shift)
 
@@ -368,7 +376,7 @@ def _moved(mask: Image.Image, x: float, y: float) -> Image.Image:
 def _painted(
     paint: Paint, corner: tuple[int, int], area: tuple[int, int], extent: Points
 ) -> Image.Image:
-    """The paint over a rectangle of pixels, its gradient spread over `extent` (2, 2)."""
+    """Render the paint of a rectangle of pixels; its gradient spans `extent` (2, 2)."""
     if not isinstance(paint, Gradient):
         return Image.new("RGB", area, paint)
     angle = math.radians(paint.angle_deg)
@@ -389,7 +397,7 @@ def _painted(
 
 @lru_cache(maxsize=4)
 def _vignette(height: int, width: int) -> NDArray[np.floating[Any]]:
-    """Brightness (height, width, 1) that falls off towards the corners."""
+    """Return a brightness (height, width, 1) that falls off towards the corners."""
     y, x = (
         np.linspace(-1, 1, height, dtype=np.float32)[:, None],
         np.linspace(-1, 1, width, dtype=np.float32)[None, :],
@@ -401,7 +409,7 @@ def _vignette(height: int, width: int) -> NDArray[np.floating[Any]]:
 
 
 def graded(image: Image.Image, light: Light, grain: np.random.Generator) -> Image.Image:
-    """Bloom, the light's gain, contrast and saturation, a vignette and grain; the size stays."""
+    """Apply bloom, gain, contrast, saturation, a vignette and grain; the size stays the same."""
     pixels = np.asarray(image, dtype=np.float32) / 255
     small = (
         image.reduce(4)
@@ -410,7 +418,7 @@ def graded(image: Image.Image, light: Light, grain: np.random.Generator) -> Imag
     )
     bloom = np.asarray(small.resize(image.size, Image.Resampling.BICUBIC), dtype=np.float32) / 255
     pixels = 1 - (1 - pixels) * (1 - bloom)
-    # gain, saturation and contrast are one affine map of colors
+    # gain, saturation and contrast combine to one affine map of colors
     weights = np.array([0.3, 0.6, 0.1], dtype=np.float32)
     saturate = (
         np.eye(3, dtype=np.float32) * light.saturation + (1 - light.saturation) * weights[:, None]

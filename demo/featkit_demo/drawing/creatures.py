@@ -1,5 +1,7 @@
-"""Things under an open sky or sea: fish, butterfly, balloon, boat, house, tree; functions as in
-objects.py."""
+"""Things in the open: fish, butterfly, balloon, boat, house and tree.
+
+The functions have the signature of those in objects.py.
+"""
 
 from __future__ import annotations
 
@@ -237,7 +239,7 @@ def envelope(
     panels: int,
     banded: bool,
 ) -> None:
-    """One hot-air balloon of height about 1.3 × scale."""
+    """Draw one hot-air balloon, about 1.3 × scale high."""
     shape = profile(
         (-0.62, 0.06),
         (-0.56, 0.26),
@@ -361,7 +363,7 @@ def house(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
         pine(canvas, x, 0.36, rng.uniform(0.5, 0.85), depth=0.8)
     canvas.fill(box(-3, 0.52, 3, 2.5), Gradient((color("a3c37a"), color("4b7d55"))))
     front, turn = 0.46 * math.cos(canvas.camera.yaw * 0.9), math.sin(canvas.camera.yaw * 0.9 + 0.55)
-    depth_x = 0.62 * turn  # how much of the long side is seen
+    depth_x = 0.62 * turn  # visible part of the long side
     left, corner, right = (
         -0.5 * (front * 2 + depth_x),
         -0.5 * (front * 2 + depth_x) + front * 2,

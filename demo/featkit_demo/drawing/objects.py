@@ -1,5 +1,7 @@
-"""Single things on a stage, each a function of a canvas (light, camera), random numbers of the
-instance, and a palette."""
+"""Single things on a stage.
+
+Each function takes a canvas with light and camera, the instance's random numbers, and a palette.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +118,7 @@ def vase(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
 
 
 def blossom(canvas: Canvas, x: float, y: float, radius: float, petals: int, paint: Color) -> None:
-    """A flower head seen from the front."""
+    """Draw a flower head from the front."""
     for layer, size in ((0, 1.0), (1, 0.66)):
         for k in range(petals):
             angle = 360 / petals * (k + layer / 2)
@@ -306,7 +308,7 @@ def mushroom(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None
 def toadstool(
     canvas: Canvas, rng: np.random.Generator, palette: Palette, x: float, size: float
 ) -> None:
-    """One mushroom, `size` 1 for the tall one in the middle."""
+    """Draw one mushroom; the tall one in the middle has `size` 1."""
     base = 0.62
     top = base - 1.18 * size
     grounded(canvas, x, base, 0.2 * size)

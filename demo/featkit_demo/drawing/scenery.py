@@ -1,4 +1,4 @@
-"""What several images share: sky, sun, clouds, sea, ridges, pines."""
+"""Elements that several images share: sky, sun, clouds, sea, ridges and pines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from featkit_demo.drawing.canvas import (
 
 
 def sky(canvas: Canvas) -> None:
-    """The light's sky, from the zenith to the horizon; stars where the light is a night's."""
+    """Paint the sky of the light, from zenith to horizon, with stars at night."""
     top, horizon = canvas.light.sky
     canvas.fill(
         box(-3, -2, 3, 1.0),
@@ -43,7 +43,7 @@ def sky(canvas: Canvas) -> None:
 
 
 def sun(canvas: Canvas, x: float, *, low: float = 0.3) -> None:
-    """The sun (or moon) at the light's height, with its glow; `low` is where the horizon is."""
+    """Paint the sun or moon with its glow, at the light's height; `low` is the horizon."""
     y = low - canvas.light.sun_height * (low + 0.85)
     canvas.glow(x, y, 1.5, canvas.light.sun, opacity=0.45, depth=0.1)
     canvas.glow(x, y, 0.5, canvas.light.sun, opacity=0.6, depth=0.1)
@@ -51,7 +51,7 @@ def sun(canvas: Canvas, x: float, *, low: float = 0.3) -> None:
 
 
 def clouds(canvas: Canvas, rng: np.random.Generator, *, count: int, low: float) -> None:
-    """Flat-bottomed clouds between the top and `low`."""
+    """Paint flat-bottomed clouds between the top and `low`."""
     for _ in range(count):
         x, y, size = rng.uniform(-1.5, 1.5), rng.uniform(-0.9, low), rng.uniform(0.6, 1.25)
         puffs = [
@@ -78,7 +78,7 @@ def clouds(canvas: Canvas, rng: np.random.Generator, *, count: int, low: float) 
 def sea(
     canvas: Canvas, rng: np.random.Generator, horizon: float, *, tint: Color = (38, 120, 150)
 ) -> None:
-    """Water from the horizon down, with a path of glitter."""
+    """Paint water below the horizon, with a path of glitter."""
     near, far = mix(tint, canvas.light.sky[0], 0.3), mix(tint, canvas.light.sky[1], 0.6)
     canvas.fill(box(-3, horizon, 3, 2.5), Gradient((far, near, darker(near, 0.35))), depth=0.5)
     dashes = []
@@ -92,8 +92,10 @@ def sea(
 def ridge(
     rng: np.random.Generator, level: float, height: float, *, rough: float = 0.5, count: int = 129
 ) -> Points:
-    """A mountain line from left to right by midpoint displacement, (count, 2); `height` above
-    `level` at most."""
+    """Return a mountain line (count, 2) from left to right, by midpoint displacement.
+
+    It rises at most `height` above `level`.
+    """
     line = np.array([rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0, 1)])
     spread = 0.5
     while len(line) < count:
@@ -105,13 +107,16 @@ def ridge(
 
 
 def land(line: Points, *, floor: float = 2.5) -> Points:
-    """What lies below a line."""
+    """Return the outline of the area below a line."""
     return np.concatenate([line, points((line[-1, 0], floor), (line[0, 0], floor))])
 
 
 def facets(line: Points, away: float, reach: float, *, step: int = 7) -> list[Points]:
-    """The faces of a ridge turned from the light: from each peak the slope on the dark side, down
-    to an inner edge that zigzags from the peak to the foot, `reach` below."""
+    """Return the faces of a ridge that turn away from the light.
+
+    Each face is the dark slope of a peak. Its inner edge zigzags from the peak to the foot, `reach`
+    below.
+    """
     found = []
     heights, side = line[:, 1], 1 if away > 0 else -1
     for k in range(step, len(line) - step):
@@ -144,7 +149,7 @@ def pine(
     tone: Color = (52, 104, 80),
     snow: bool = False,
 ) -> None:
-    """A fir standing at (x, y)."""
+    """Draw a fir whose foot is at (x, y)."""
     canvas.fill(
         box(x - 0.03 * height, y - 0.2 * height, x + 0.03 * height, y),
         color("5a4030"),
@@ -175,7 +180,7 @@ def pine(
 
 
 def reflect(canvas: Canvas, horizon: float, tint: Color, *, strength: float = 0.6) -> None:
-    """Mirror what stands above the horizon (world y, at depth 0.5) in still water below it."""
+    """Mirror the part above the horizon (world y, at depth 0.5) in still water below it."""
     (edge,) = canvas.camera.project(points((0, horizon)), 0.5)
     row = int(min(HEIGHT - 2, max(2, edge[1])))
     above = canvas.image.crop((0, max(0, 2 * row - HEIGHT), WIDTH, row)).transpose(
@@ -198,7 +203,7 @@ def reflect(canvas: Canvas, horizon: float, tint: Color, *, strength: float = 0.
 def haze(
     canvas: Canvas, y: float, thickness: float, *, opacity: float = 0.5, depth: float = 0.4
 ) -> None:
-    """A bank of mist round the height y."""
+    """Paint a bank of mist around the height y."""
     canvas.fill(
         box(-3, y - thickness / 2, 3, y + thickness / 2),
         lighter(canvas.light.sky[1], 0.2),
@@ -209,6 +214,6 @@ def haze(
 
 
 def wave_line(y: float, swing: float, waves: float, phase: float) -> Points:
-    """A gentle sine from left to right."""
+    """Return a gentle sine wave from left to right."""
     x = np.linspace(-2.4, 2.4, 60)
     return np.stack([x, y + swing * np.sin(x * waves * math.pi / 2 + phase)], axis=1)

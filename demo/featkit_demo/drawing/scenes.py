@@ -1,5 +1,4 @@
-"""Wide views, each a function of a canvas (light, camera), random numbers of the instance, and a
-palette."""
+"""Landscapes. The functions have the signature of those in objects.py."""
 
 from __future__ import annotations
 
@@ -394,7 +393,7 @@ def village(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
 def cottage(
     canvas: Canvas, x: float, y: float, size: float, depth: float, tone: tuple[int, int, int]
 ) -> None:
-    """A small house under a snowy roof, standing at (x, y)."""
+    """Draw a small house with a snowy roof at (x, y)."""
     wall = box(x - size * 0.6, y - size * 0.7, x + size * 0.6, y)
     canvas.fill(wall, Gradient((lighter(tone, 0.25), tone)), depth=depth, shade=0.3)
     panes = [

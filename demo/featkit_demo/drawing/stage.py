@@ -1,5 +1,4 @@
-"""What single things have in common: a palette, a wall and a floor to stand on, and the round
-bodies of a lathe."""
+"""The stage of single things: a palette, a wall, a floor, and round bodies turned on a lathe."""
 
 from __future__ import annotations
 
@@ -22,13 +21,12 @@ from featkit_demo.drawing.canvas import (
     smooth,
 )
 
-FLOOR = 0.52  # where things stand
+FLOOR = 0.52  # y of the feet of things
 
 
 @dataclass(frozen=True)
 class Palette:
-    """Colors of one instance: of the wall and floor behind it, a quiet accent, and the thing's two
-    own colors."""
+    """The colors of one instance: wall and floor, a quiet accent, and two colors of the thing."""
 
     wall: Color
     floor: Color
@@ -53,7 +51,7 @@ PALETTES = tuple(
 
 
 def stage(canvas: Canvas, palette: Palette, *, horizon: float = 0.34) -> None:
-    """A wall with a pool of light and a disc, and a floor; everything else stands on it."""
+    """Paint a wall with a pool of light and a disc, and the floor on which things stand."""
     x, y = canvas.light.towards
     wall = Gradient(
         (lighter(palette.wall, 0.45), palette.wall, darker(palette.wall, 0.12)), 0 if x < 0 else 180
@@ -73,8 +71,7 @@ def stage(canvas: Canvas, palette: Palette, *, horizon: float = 0.34) -> None:
 
 
 def grounded(canvas: Canvas, x: float, y: float, radius: float, *, flatness: float = 0.3) -> None:
-    """The shadow a thing throws on the floor: close and dark under it, long and soft away from the
-    light."""
+    """Paint the shadow of a thing on the floor: dark below it, long and soft behind it."""
     away = -canvas.light.towards[0]
     length = ellipse(x + away * radius * 0.9, y + radius * 0.05, radius * 1.7, radius * flatness)
     canvas.fill(length, canvas.light.shadow, opacity=0.26, blur=0.05)
@@ -88,8 +85,10 @@ def grounded(canvas: Canvas, x: float, y: float, radius: float, *, flatness: flo
 
 @dataclass(frozen=True)
 class Lathe:
-    """A round upright thing: `profile` (n, 2) of (y, radius) from top to bottom, seen from a tilt
-    and a yaw."""
+    """A round upright thing, seen at a tilt and a yaw.
+
+    profile: (n, 2), pairs of (y, radius) from top to bottom.
+    """
 
     profile: Points
     tilt: float
@@ -100,7 +99,10 @@ class Lathe:
         return float(np.interp(y, self.profile[:, 0], self.profile[:, 1]))
 
     def at(self, angle: float, y: float) -> tuple[float, float]:
-        """Where the surface at `angle` (0 faces us before the yaw) and height y is seen."""
+        """Return the image position of the surface at an angle and a height y.
+
+        Angle 0 faces the viewer before the yaw.
+        """
         r = self.radius(y)
         return self.x + r * math.sin(angle + self.yaw), y + r * self.tilt * math.cos(
             angle + self.yaw
@@ -120,12 +122,12 @@ class Lathe:
         return np.concatenate([right, lower, left, upper]) + points((self.x, 0))
 
     def ring(self, y: float, *, inside: float = 0.0) -> Points:
-        """The whole circle at height y, `inside` by so much."""
+        """Return the circle at height y, its radius reduced by `inside`."""
         r = self.radius(y) - inside
         return ellipse(self.x, y, r, r * self.tilt)
 
     def band(self, top: float, bottom: float) -> Points:
-        """What is seen of the surface between two heights."""
+        """Return the visible part of the surface between two heights."""
         across = np.linspace(-math.pi / 2, math.pi / 2, 24)
         lines = []
         for y in (top, bottom):
@@ -136,8 +138,7 @@ class Lathe:
         return np.concatenate([lines[0], lines[1][::-1]])
 
     def patch(self, angle: float, y: float, outline: Points) -> Points | None:
-        """`outline`, (across in world units, down), laid on the surface at (angle, y); None where
-        it faces away."""
+        """Lay an outline, in world units, on the surface at (angle, y); None if it faces away."""
         if math.cos(angle + self.yaw) < 0.12:
             return None
         laid = [self.at(angle + dx / max(0.05, self.radius(y + dy)), y + dy) for dx, dy in outline]
@@ -145,7 +146,7 @@ class Lathe:
 
 
 def round_paint(canvas: Canvas, base: Color) -> Gradient:
-    """A gradient across a round body: bright where it faces the light, dark at both sides."""
+    """Return a gradient across a round body: bright towards the light, dark at both sides."""
     stops = (
         darker(base, 0.22),
         base,
@@ -158,5 +159,5 @@ def round_paint(canvas: Canvas, base: Color) -> Gradient:
 
 
 def profile(*pairs: tuple[float, float]) -> Points:
-    """A smooth profile through (y, radius) pairs."""
+    """Return a smooth profile through (y, radius) pairs."""
     return smooth(points(*pairs), closed=False)

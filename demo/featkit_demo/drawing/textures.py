@@ -1,5 +1,4 @@
-"""Surfaces: each function gives a flat swatch (colors and relief), which `photograph` lights and
-sees from a viewpoint.
+"""Surfaces: each function returns a flat swatch of colors and relief for `photograph`.
 
 A swatch is (SIDE_Y, SIDE_X, 3) float32 colors in 0..1 and a (SIDE_Y, SIDE_X) float32 height in
 about 0..1.
@@ -23,8 +22,7 @@ Field = NDArray[np.floating[Any]]
 
 
 class Swatch(NamedTuple):
-    """Colors (SIDE_Y, SIDE_X, 3) in 0..1, relief (SIDE_Y, SIDE_X), and how strongly the relief
-    takes the light."""
+    """A flat surface: colors (SIDE_Y, SIDE_X, 3) in 0..1, relief (SIDE_Y, SIDE_X), its strength."""
 
     colors: Field
     relief: Field
@@ -32,8 +30,7 @@ class Swatch(NamedTuple):
 
 
 def photograph(swatch: Swatch, light: Light, camera: Camera) -> Image.Image:
-    """The swatch under the light, seen by the camera: its yaw and tilt are the plane's, zoom and
-    pan as ever."""
+    """Render a swatch under a light; the camera's yaw and tilt turn the plane of the swatch."""
     slope_y, slope_x = np.gradient(swatch.relief)
     x, y = light.towards
     lit = 1 + np.clip(-(slope_x * x + slope_y * y) * swatch.strength, -0.55, 0.7)
@@ -51,8 +48,10 @@ def photograph(swatch: Swatch, light: Light, camera: Camera) -> Image.Image:
 
 
 def _perspective(camera: Camera) -> list[float]:
-    """Pillow's eight numbers from image to swatch: a plane turned by yaw (about y), leaned back
-    by tilt and rolled."""
+    """Return Pillow's eight coefficients from image to swatch.
+
+    The plane is turned by yaw (about y), leaned back by tilt and rolled.
+    """
     roll, lean = math.radians(camera.roll_deg), (camera.tilt - 0.28) * 1.6
     scale = 1.72 / camera.zoom
     turn = np.array(
@@ -71,14 +70,16 @@ def _perspective(camera: Camera) -> list[float]:
 
 
 def grid() -> tuple[Field, Field]:
-    """Coordinates (x, y) in pixels of a swatch, each (SIDE_Y, SIDE_X)."""
+    """Return the pixel coordinates x and y of a swatch, each (SIDE_Y, SIDE_X)."""
     y, x = np.mgrid[0:SIDE_Y, 0:SIDE_X].astype(np.float32)
     return x, y
 
 
 def noise(rng: np.random.Generator, cells: int, *, octaves: int = 4, stretch: float = 1.0) -> Field:
-    """Smooth noise in 0..1 with about `cells` bumps across, finer ones added at half their height;
-    `stretch` widens them."""
+    """Return smooth noise in 0..1 with about `cells` bumps across, widened by `stretch`.
+
+    Each octave has half the amplitude of the one before.
+    """
     total = np.zeros((SIDE_Y, SIDE_X), dtype=np.float32)
     for octave in range(octaves):
         across = max(2, round(cells * 2**octave / stretch))
@@ -90,7 +91,7 @@ def noise(rng: np.random.Generator, cells: int, *, octaves: int = 4, stretch: fl
 
 
 def ramp(values: Field, *colors: Color) -> Field:
-    """Colors (…, 3) along values in 0..1."""
+    """Map values in 0..1 to colors (…, 3)."""
     stops = np.linspace(0, 1, len(colors))
     table = np.stack(
         [
@@ -106,21 +107,21 @@ def ramp(values: Field, *colors: Color) -> Field:
 
 
 def pick(choice: NDArray[np.int64], colors: list[Color]) -> Field:
-    """Colors by number, (…, 3)."""
+    """Map indices to colors (…, 3)."""
     table = np.array(colors, dtype=np.float32) / 255
     result: Field = table[choice % len(colors)]
     return result
 
 
 def step(values: Field, edge: float, soft: float) -> Field:
-    """0 below the edge, 1 above it, smooth over `soft`."""
+    """Return 0 below the edge and 1 above it, with a smooth transition of width `soft`."""
     t = np.clip((values - edge) / soft + 0.5, 0, 1)
     result: Field = t * t * (3 - 2 * t)
     return result
 
 
 def blend(below: Field, above: Field, share: Field) -> Field:
-    """`above` over `below` by a mask."""
+    """Composite `above` over `below` with a mask."""
     result: Field = below + (above - below) * share[..., None]
     return result
 
@@ -255,8 +256,10 @@ def tiles(rng: np.random.Generator, palette: Palette) -> Swatch:
 
 
 def nearest_two(rng: np.random.Generator, cells: int) -> tuple[NDArray[np.int64], Field, Field]:
-    """Voronoi: the number of the nearest seed, and the distances to the nearest and second, on a
-    jittered lattice."""
+    """Return a Voronoi diagram of a jittered lattice: index of the nearest seed, two distances.
+
+    The distances are those to the nearest and to the second nearest seed.
+    """
     pitch = SIDE_X / cells
     columns, rows = cells + 4, math.ceil(SIDE_Y / pitch) + 4
     seeds_x = (np.arange(columns)[None, :] - 2 + rng.uniform(0.08, 0.92, (rows, columns))).astype(
@@ -410,7 +413,7 @@ def waves(rng: np.random.Generator, palette: Palette) -> Swatch:
         palette.accent,
     ]
     row = np.floor(y / (radius / 2)).astype(np.int64)
-    for ahead in range(3, -2, -1):  # the scales of lower rows lie on top of the higher ones
+    for ahead in range(3, -2, -1):  # scales of lower rows overlap the rows above
         line = row + ahead
         shift = (line % 2) * radius
         middle = np.round((x - shift) / (2 * radius)) * 2 * radius + shift

@@ -1,4 +1,4 @@
-"""Wide views of water, above it and below; functions as in scenes.py."""
+"""Landscapes above and below water. The functions have the signature of those in objects.py."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def parasol(
     size: float,
     tones: tuple[tuple[int, int, int], tuple[int, int, int]],
 ) -> None:
-    """An umbrella and its towel on the sand."""
+    """Draw an umbrella and its towel on the sand."""
     away = -canvas.light.towards[0]
     canvas.fill(
         ellipse(x + away * 0.2 * size, y + 0.02, 0.42 * size, 0.085 * size),

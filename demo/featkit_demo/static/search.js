@@ -1,20 +1,20 @@
-// The search page: browse a sample of the index, search with one of its images or with one dropped, pasted or chosen.
-// Everything it shows comes from the routes of featkit.serve; names of files become text nodes, never markup.
+// The search page: browse a sample of the index; search with an indexed image, or one dropped, pasted or chosen.
+// All data comes from the routes of featkit.serve. File names become text nodes, never markup.
 
 const FIRST_K = 24;
 const MORE_K = 24;
 const MAX_K = 240;
 const SAMPLE = 48;
-const NARROWEST = 0.56; // height : width limits of a card, so that one panorama does not take a whole row
+const NARROWEST = 0.56; // limit of height / width of a card: a panorama must not fill a whole row
 const WIDEST = 2.2;
-// What something between the page and its server means, which gives no reason of its own.
+// Explanations of statuses from a proxy, which gives no reason of its own.
 const PROXY_ANSWERS = {
   403: "Access is forbidden, by a proxy or firewall in front of the server.",
   413: "The image is too large for a proxy in front of the server; choose a smaller one.",
-  429: "There are too many requests; wait a moment and try again.",
-  502: "The server does not answer just now; try again in a moment.",
-  503: "The server does not answer just now; try again in a moment.",
-  504: "The server took too long; try again, or choose a smaller image.",
+  429: "Too many requests; wait a moment and try again.",
+  502: "The server is not responding; try again in a moment.",
+  503: "The server is not responding; try again in a moment.",
+  504: "The server took too long to respond; try again, or choose a smaller image.",
 };
 
 export function start(root) {
@@ -28,7 +28,7 @@ class SearchPage {
   constructor(page) {
     this.page = page;
     this.parts = Object.fromEntries([...page.querySelectorAll("[data-part]")].map((part) => [part.dataset.part, part]));
-    this.file = null; // the last image of the user's own; the address bar cannot hold it
+    this.file = null; // the last image that the user chose; the address bar cannot hold it
     this.k = FIRST_K;
     this.seed = 0;
     this.total = 0;
@@ -60,7 +60,7 @@ class SearchPage {
   }
 
   listenForDrops() {
-    let depth = 0; // dragenter and dragleave come for every element on the way
+    let depth = 0; // dragenter and dragleave fire for every element along the way
     const veil = (shown) => (this.parts.veil.hidden = !shown);
     const carriesFile = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
     document.addEventListener("dragenter", (event) => carriesFile(event) && veil((depth += 1) > 0));
@@ -109,8 +109,8 @@ class SearchPage {
       else await this.showGallery();
       if (!keepPlace) this.toTop();
     } catch (error) {
-      if (error.name === "AbortError") return; // a newer request took over
-      this.complain(error instanceof Refused ? error.message : "The page's server does not answer; is featkit demo still running?");
+      if (error.name === "AbortError") return; // a newer request replaced this one
+      this.complain(error instanceof Refused ? error.message : "The server is not responding; is `featkit demo` still running?");
     }
     this.page.dataset.state = "ready";
   }
@@ -175,7 +175,7 @@ class SearchPage {
     this.parts.query.hidden = this.parts.home.hidden = query === null;
     if (query === null) return preview.removeAttribute("src");
     preview.alt = `The image searched with: ${query.name}`;
-    preview.onerror = () => drop.classList.add("fk-unseen"); // a format the server reads and this browser does not
+    preview.onerror = () => drop.classList.add("fk-unseen"); // the server reads this format, but the browser does not
     preview.src = query.source;
     name.textContent = query.name;
     size.textContent = query.width ? `${query.width} × ${query.height} pixels` : "";
@@ -198,7 +198,7 @@ class SearchPage {
   toTop() {
     const heading = this.parts.title;
     const inside = this.page.contains(document.activeElement) || document.activeElement === document.body;
-    // The card that had the focus is gone: the heading is where a reader of the results starts.
+    // The focused card is gone; move the focus to the heading, where the results begin.
     if (inside && location.hash) heading.focus({ preventScroll: true });
     if (heading.getBoundingClientRect().top < 0) window.scrollTo({ top: 0, behavior: "instant" });
   }
