@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.shared_files import share_below
+
 DEFAULTS = {"FEATKIT_BACKEND": "onnxruntime", "FEATKIT_PRECISION": "fp32"}
 
 
@@ -30,6 +32,13 @@ def keep_to_one_core(worker: str) -> None:
 # When this file is imported, no library has started its threads yet.
 if "PYTEST_XDIST_WORKER" in os.environ:
     keep_to_one_core(os.environ["PYTEST_XDIST_WORKER"])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _share_files(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Name the folder of files that all workers share: a worker has its own below that of the run."""
+    base = tmp_path_factory.getbasetemp()
+    share_below(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
 
 @pytest.fixture(autouse=True, scope="session")

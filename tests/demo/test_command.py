@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,23 +12,13 @@ import pytest
 
 from featkit.cli.app import main
 from featkit.serve.running import bind
+from tests.commands import end, start_featkit
 from tests.demo.conftest import Gallery
 
 
 def test_demo_opens_answers_and_stops_on_ctrl_c(gallery: Gallery, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "featkit",
-        "demo",
-        str(gallery.images),
-        "--model",
-        str(gallery.model),
-    ]
-    command += ["--port", "0", "--cache", str(tmp_path / "cache"), "--no-browser"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
-    )
+    command = ["demo", gallery.images, "--model", gallery.model, "--port", 0, "--no-browser"]
+    process = start_featkit(*command, "--cache", tmp_path / "cache")
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -51,11 +38,11 @@ def test_demo_opens_answers_and_stops_on_ctrl_c(gallery: Gallery, tmp_path: Path
             text = answer.read().decode()
         assert "page/page.css" in text
         process.send_signal(signal.SIGINT)
-        _, problems = process.communicate(timeout=60)
+        ended = end(process)
     finally:
         process.kill()
-    assert process.returncode == 0
-    assert "Traceback" not in problems
+    assert ended.code == 0
+    assert "Traceback" not in ended.error
 
 
 def test_a_taken_port_is_reported_at_once(

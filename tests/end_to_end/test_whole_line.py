@@ -4,11 +4,9 @@ command after the other."""
 from __future__ import annotations
 
 import json
-import os
 import re
+import shutil
 import signal
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 
 from featkit.cli.app import main
+from tests.commands import end, start_featkit
 from tests.images import draw_folder
 
 IMAGES = 24
@@ -127,11 +126,8 @@ def test_everything_made_on_the_way_can_be_inspected(
 
 def test_the_index_is_all_that_a_server_needs(line: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere.index"
-    subprocess.run(["cp", "-r", line / "photos.index", moved], check=True)
-    command = [sys.executable, "-m", "featkit", "serve", str(moved), "--port", "0"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-    ) as server:
+    shutil.copytree(line / "photos.index", moved)
+    with start_featkit("serve", moved, "--port", 0) as server:
         try:
             assert server.stdout is not None
             address = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())
@@ -149,5 +145,5 @@ def test_the_index_is_all_that_a_server_needs(line: Path, tmp_path: Path) -> Non
                 hits = json.load(answer)["images"][0]["hits"]
         finally:
             server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=20) == 0
+        assert end(server).code == 0
     assert hits[0]["key"] == "005.jpg"

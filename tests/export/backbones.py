@@ -3,11 +3,8 @@ would hide every mistake."""
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import re
-import secrets
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from featkit_train.networks.vit_config import ViTConfig
 from featkit_train.published.building import build
 from featkit_train.published.zoo import Published
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
+from tests.shared_files import made_once
 
 CONFIGS = {
     "dino": ViTConfig(patch=8, width=48, depth=2, num_heads=3, mlp_width=96, position_grid=6),
@@ -150,8 +148,6 @@ def make_run(folder: Path, *, config: ViTConfig = CONFIGS["dino"], seed: int = 0
 
 
 ALL_OUTPUTS = Recipe(feature="cls+gem", layers=(1, 2), outputs=OUTPUTS)
-_FOLDER = tempfile.TemporaryDirectory(prefix="featkit-tests-")
-atexit.register(_FOLDER.cleanup)
 
 
 @cache  # tracing a graph takes seconds, and nobody changes a file that it shares
@@ -159,8 +155,10 @@ def file_of(
     name: str, recipe: Recipe = ALL_OUTPUTS, *, size: tuple[int, int] | None = None
 ) -> tuple[Path, ExportReport]:
     """The model file of a drawn backbone of CONFIGS, and what its export said."""
-    out = Path(_FOLDER.name) / f"{secrets.token_hex(4)}.onnx"
     config = CONFIGS[name]
-    return out, export_backbone(
-        drawn_backbone(config), info_for(config, family=name), out, recipe=recipe, size=size
-    )
+
+    def export(out: Path) -> ExportReport:
+        info = info_for(config, family=name)
+        return export_backbone(drawn_backbone(config), info, out, recipe=recipe, size=size)
+
+    return made_once(f"{name} {recipe} {size}", export, suffix=".onnx")
