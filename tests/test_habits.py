@@ -174,13 +174,11 @@ def _all_hits() -> list[Hit]:
 
 # What is still to be rewritten below each folder. A number here only ever becomes smaller.
 ALLOWED: dict[str, int] = {
-    "ARCHITECTURE.md": 1,
-    "CHANGELOG.md": 7,
     "docs": 17,
-    "export": 63,
-    "featkit": 243,
-    "tests": 869,
-    "train": 351,
+    "export": 22,
+    "featkit": 69,
+    "tests": 301,
+    "train": 62,
 }
 
 

@@ -21,7 +21,9 @@ RECORDING: dict[str, Any] = {
         "train/dino/backbone.safetensors": {"norm.weight": "F32 24 0a", "norm.bias": "F32 24 0b"},
         "embed/photos/shards/00000.parquet": {"bytes": "0c"},
     },
-    "metadata": {"train/dino/config.yaml": {"config/colour/hue": 0.1, "config/run/steps": 6}},
+    "metadata": {
+        "train/dino/config.yaml": {"config/colour/hue": 0.1, "config/run/steps": 6}
+    },  # quoted
 }
 
 
@@ -60,7 +62,7 @@ def test_renamed_keys_are_listed_as_such(other: dict[str, Any]) -> None:
         "results train/dino/backbone.safetensors "
         "norm.weight is now final_norm.weight, with the same value",
         "metadata train/dino/config.yaml "
-        "config/colour/hue is now config/color/hue, with the same value",
+        "config/colour/hue is now config/color/hue, with the same value",  # quoted
     ]
 
 

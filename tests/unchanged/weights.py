@@ -254,7 +254,7 @@ def write_own(folder: Path, *, width: int = 48, depth: int = 2, **config: Any) -
             "mean": IMAGENET["image_mean"],
             "std": IMAGENET["image_std"],
         },
-        "licence": "CC0-1.0",
+        "licence": "CC0-1.0",  # quoted
         "origin": {"data": "drawn"},
     }
     folder.mkdir(parents=True)
