@@ -22,8 +22,11 @@ RECORDING: dict[str, Any] = {
         "embed/photos/shards/00000.parquet": {"bytes": "0c"},
     },
     "metadata": {
-        "train/dino/config.yaml": {"config/colour/hue": 0.1, "config/run/steps": 6}
-    },  # quoted
+        "train/dino/config.yaml": {
+            "config/colour/hue": 0.1,  # quoted
+            "config/run/steps": 6,
+        }
+    },
 }
 
 
