@@ -29,7 +29,7 @@ TIMEOUT_S = 120.0
 
 
 class Kills(NamedTuple):
-    """What came of it: processes killed in the middle of their work, and times that the work was
+    """The result: how many processes were killed during their work, and how often the work was
     finished."""
 
     killed: int

@@ -1,5 +1,5 @@
-"""What can be wrong with files, folders, disks and other processes: one sentence, the right exit
-code, nothing half-written."""
+"""Bad files, folders, disks and other processes: one sentence, the right exit code, nothing
+half-written."""
 
 from __future__ import annotations
 

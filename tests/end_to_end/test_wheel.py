@@ -22,7 +22,7 @@ PACKAGES = ("featkit", "featkit_train", "featkit_export", "featkit_demo")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """What a command prints; fails with what it said otherwise. Nothing of this checkout is on its
+    """Return what a command prints, and fail with its output on an error. This checkout is not on its
     path."""
     environment = {
         name: value

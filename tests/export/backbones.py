@@ -108,7 +108,7 @@ def draw_weights(module: nn.Module, *, seed: int = 0) -> None:
 
 
 def info_for(config: ViTConfig, **changes: Any) -> BackboneInfo:
-    """What an export of a drawn backbone is told of it."""
+    """Return the BackboneInfo of a drawn backbone."""
     values: dict[str, Any] = {
         "name": "drawn",
         "family": "dino",

@@ -285,8 +285,8 @@ def _reduce_max(opset: int, weights: dict[str, np.ndarray]) -> onnx.NodeProto:
 
 
 def tokens_of(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
-    """What `build` (without extra) computes, (N, T, D) float64, by numpy from uint8 images and
-    GEOMETRY's numbers."""
+    """Compute the output of `build` (without extra) in numpy: (N, T, D) float64, from uint8 images
+    normalized by GEOMETRY."""
     weights = {
         weight.name: numpy_helper.to_array(weight).astype(np.float64)
         for weight in model.graph.initializer

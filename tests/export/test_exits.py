@@ -136,7 +136,7 @@ def test_a_file_holds_the_weights_of_its_exit_alone(
     held = sum(
         parameter.numel() for parameter in backbone.cut(exit_ or backbone.depth).parameters()
     )
-    # what is folded together or is no parameter is little
+    # Folded constants and buffers add little.
     assert 0.97 * held < size < 1.03 * held + 200
     assert held < share * sum(parameter.numel() for parameter in backbone.parameters())
 

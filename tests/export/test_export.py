@@ -46,7 +46,7 @@ def test_graph_equals_torch_at_every_size_and_batch(name: str) -> None:
     assert all(case.holds for case in report.comparisons), report.comparisons
     assert report.remarks == ()
     assert report.fixed_speedup is None
-    # Compared anew, of the file as it lies on the disk, at other sizes still.
+    # Compare the file on disk again, at other sizes.
     module = EmbeddingGraph(
         drawn_backbone(CONFIGS[name]), geometry_for(CONFIGS[name]), ALL_OUTPUTS
     ).eval()

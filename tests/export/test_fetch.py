@@ -1,5 +1,5 @@
-"""Promises of ONNX files from the hub: what is fetched, what is said where it cannot be, and whose
-license they are under."""
+"""Promises of ONNX files from the hub: the files fetched, the message if that fails, and their
+license."""
 
 from __future__ import annotations
 

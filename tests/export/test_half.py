@@ -45,7 +45,7 @@ def run(model: onnx.ModelProto | Path, images: np.ndarray) -> dict[str, np.ndarr
 
 
 def least_cosine(left: np.ndarray, right: np.ndarray) -> float:
-    """Of rows of unit length."""
+    """Return the least cosine of two sets of unit vectors."""
     return float(np.einsum("nd,nd->n", left, right, dtype=np.float64).min())
 
 
@@ -245,7 +245,7 @@ def test_a_tiny_layer_scale_keeps_its_bits(tmp_path: Path, monkeypatch: pytest.M
     ("values", "fits"),
     [
         ([0.0, 0.0], True),
-        ([1.0, -0.5, 1e-9], True),  # one small number among others is lost beside them
+        ([1.0, -0.5, 1e-9], True),  # one tiny value does not matter
         ([6.2e-5, -6.2e-5], True),
         ([6.0e-5, -6.0e-5], False),
         ([1e-5, 2e-5, 1.0], False),

@@ -255,7 +255,7 @@ def test_an_activations_scale_spans_all_channels_and_zero(
 
 
 def test_range_includes_zero_and_a_constant_0_has_a_scale() -> None:
-    """So that zero stays exactly zero, and nothing is divided by it."""
+    """Zero stays exactly zero, and no scale is zero."""
     for low, high, scale, zero in (
         ([0.5, 1.0], [2.0, 5.1], 0.02, 0),
         ([-5.1], [-1.0], 0.02, 255),

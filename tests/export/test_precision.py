@@ -34,7 +34,7 @@ FULL = "dinov2"
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn images, and a file that is none."""
+    """Drawn images, and a file that is not an image."""
     folder = draw_folder(
         tmp_path_factory.mktemp("photographs") / "p", NUM_IMAGES, height=120, width=160
     )
@@ -48,7 +48,7 @@ def full() -> Path:
 
 
 def run_in_onnxruntime_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a try takes a moment; which engines there are is `choosing`'s matter."""
+    """Offer only ONNX Runtime, which makes an attempt quick."""
     monkeypatch.setattr(precision, "offered_runs", lambda manifest: [reference_run(manifest)])
     monkeypatch.setattr(precision, "GATE_QUERIES", 20)
 
@@ -70,7 +70,7 @@ def pretend_rates(monkeypatch: pytest.MonkeyPatch, rate: Callable[[Run], float])
 
 
 def pretend_losses(monkeypatch: pytest.MonkeyPatch, *found: Mapping[str, float]) -> None:
-    """What each look for copies finds; the last one goes on for ever."""
+    """Replace the measured agreements by these in turn; the last one repeats."""
     left = list(found)
 
     def compared(
@@ -277,7 +277,7 @@ def test_lost_quality_returns_products_to_float_then_refuses(
 
 
 def mean_cosine(full: Path, model: onnx.ModelProto, photographs: Path, folder: Path) -> float:
-    """Of the photographs' vectors by the graph and by the full file."""
+    """Return the mean cosine of the photos' vectors by the graph and by the full file."""
     manifest = dataclasses.replace(read_manifest(full), precision="int8")
     seal(model, manifest, folder / "measured" / "m.onnx")
     pictures = [path for path in sorted(photographs.iterdir()) if "broken" not in path.name]

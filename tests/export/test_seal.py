@@ -1,7 +1,7 @@
-"""Promises of sealing: a fingerprint of what decides a vector alone, and weights beside the file
-that cannot be mistaken.
+"""Promises of sealing: the fingerprint covers exactly what determines a vector, and external weights
+cannot be confused.
 
-Weights go beside a file past protobuf's 2 GB; here past a limit set low, so that a small file has
+Weights go into a second file past protobuf's 2 GB; here past a limit set low, so that a small file has
 them there.
 """
 
@@ -34,7 +34,7 @@ RECIPE = Recipe(feature="cls")
 
 
 def export_beside(out: Path, *, seed: int = 0) -> ExportReport:
-    """Export a drawn backbone with its weights beside the file."""
+    """Export a drawn backbone with its weights in a second file."""
     config = CONFIGS[NAME]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("featkit_export.graph.MAX_INLINE_BYTES", 10_000)
@@ -45,7 +45,7 @@ def export_beside(out: Path, *, seed: int = 0) -> ExportReport:
 
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model file with its weights beside it, alone in its folder; not to be changed."""
+    """A model file with external weights, alone in its folder; do not change it."""
     out = tmp_path_factory.mktemp("beside") / "m.onnx"
     export_beside(out)
     return out

@@ -83,7 +83,7 @@ class StretchedByAFactor(Sound):
     """Trap 2: the table of the example's size for ever."""
 
     def positions(self, height: int, width: int) -> Tensor:
-        """As DINO's released code has it."""
+        """Interpolate like DINO's released code."""
         factor = ((height + 0.1) / GRID, (width + 0.1) / GRID)
         return F.interpolate(self.table, scale_factor=factor, mode="bicubic")
 
@@ -93,7 +93,7 @@ class ShortcutForOneSize(Sound):
     the rule at its own size."""
 
     def positions(self, height: int, width: int) -> Tensor:
-        """As DINO's released code has it, whose rule would blur the table a little at its own size."""
+        """Interpolate like DINO's released code, which would blur the table at its own size."""
         if height == GRID and width == GRID:
             return self.table
         return 0.5 * super().positions(height, width)
@@ -226,7 +226,7 @@ def test_our_graphs_are_equal_at_every_special_size(
 
 
 def file_recipe(name: str) -> Recipe:
-    """Of file_of(name)."""
+    """Return the recipe of file_of(name)."""
     manifest = file_of(name)[1].manifest
     return Recipe(feature="cls+gem", layers=manifest.layers, outputs=manifest.outputs)
 

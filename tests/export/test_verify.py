@@ -52,7 +52,7 @@ def made_session(scale: float = 1.0) -> onnx.ModelProto:
 
 
 def reference(images: np.ndarray) -> dict[str, np.ndarray]:
-    """What that graph computes at scale 1."""
+    """Compute what that graph gives at scale 1."""
     floats = images.astype(np.float32)
     return {EMBEDDING: floats.mean(axis=(1, 2)), PATCHES: floats}
 

@@ -56,7 +56,7 @@ class Row:
     figures: dict[str, Any]
 
     def cells(self) -> list[str]:
-        """As text."""
+        """Return the row as text."""
         if "error" in self.figures:
             return [self.name, f"FAILED: {self.figures['error']}"]
         return [self.name, *(str(self.figures[column]) for column in COLUMNS[1:])]
@@ -103,7 +103,7 @@ def verified(name: str) -> dict[str, Any]:
 
 
 def gap_line(name: str, folder: str) -> str:
-    """What `gap` found, in words."""
+    """Return the result of `gap` as text."""
     found = child("gap", name, folder)
     return str(
         found.get(
@@ -114,8 +114,8 @@ def gap_line(name: str, folder: str) -> str:
 
 
 def child(work: str, name: str, folder: str) -> dict[str, Any]:
-    """What a process of its own found: the last line that it printed, as JSON. An error in words if
-    it did not come so far."""
+    """Run work in a subprocess and return the last line that it printed, as JSON, or an error as
+    text."""
     command = [sys.executable, str(Path(__file__).resolve()), "--child", work, name, folder]
     try:
         done = subprocess.run(

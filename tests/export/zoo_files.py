@@ -134,7 +134,7 @@ def write_published(published: Published, ours: Mapping[str, Tensor], folder: Pa
 
 
 def hugging_face_config(published: Published) -> dict[str, Any]:
-    """What stands in a row's config.json."""
+    """Return the content of a row's config.json."""
     arch = published.arch
     if published.kind == "convnext":
         return {

@@ -1,4 +1,4 @@
-"""What the tests of the commands share: a small model file and a few images."""
+"""Fixtures of the command tests: a small model file and a few images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.model_files import make_model_file
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model file whose vectors have 16 numbers."""
+    """A model file with 16-dimensional vectors."""
     return make_model_file(tmp_path_factory.mktemp("model") / "m.onnx")
 
 

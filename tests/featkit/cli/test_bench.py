@@ -1,4 +1,4 @@
-"""`featkit bench`: a row for every engine that works here, beside what the machine can do."""
+"""`featkit bench`: a row for every engine that works here, and the limit of the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUICK = ("--seconds", "0.1", "--quiet")
 
 
 def figures_of(*arguments: object) -> dict[str, Any]:
-    """What the command says as JSON."""
+    """Return the JSON that the command prints."""
     said = run_featkit("bench", *arguments, *QUICK, "--json")
     assert (said.code, said.error) == (0, "")
     found: dict[str, Any] = json.loads(said.out)

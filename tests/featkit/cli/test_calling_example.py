@@ -31,7 +31,7 @@ runpy.run_path("example.py", run_name="__main__")
 
 
 def printed_example(model: Path) -> str:
-    """What stands below the table, which is what JSON has as well."""
+    """Return the script below the table, after checking that the JSON has the same."""
     said = run_featkit("inspect", model)
     assert (said.code, said.error) == (0, "")
     example = said.out.split("Pillow only:\n\n", maxsplit=1)[1].removesuffix("\n")
@@ -74,7 +74,7 @@ def remake(
 
 
 def check_example(model: Path, photo: Path) -> np.ndarray:
-    """Run the example in a process without featkit, beside the photo, and compare its vector with
+    """Run the example in a process without featkit, next to the photo, and compare its vector with
     Embedder's."""
     (photo.parent / "example.py").write_text(printed_example(model), encoding="utf-8")
     status, out, error = run_python(WITHOUT_FEATKIT, photo.parent)

@@ -1,5 +1,4 @@
-"""What commands print with: tables that no name can disturb, and progress that is honest and can be
-silenced."""
+"""Promises of printing: no name disturbs a table, and progress is honest and can be silenced."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ MANY, SHARD_SIZE = 400, 4
 
 
 def num_shards(out: Path) -> int:
-    """Shards that are there."""
+    """Return the number of existing shards."""
     return len(list((out / "shards").glob("*.parquet")))
 
 
@@ -473,7 +473,7 @@ def test_a_folder_of_other_work_is_refused_and_left_as_it_was(
 
 
 def test_the_model_of_the_folder_goes_on_with_it(model: Path, images: Path, tmp_path: Path) -> None:
-    """As the refusal of another model advises."""
+    """Do what the refusal of another model advises."""
     lost = shutil.copyfile(model, tmp_path / "lost.onnx")
     assert (
         run_featkit(

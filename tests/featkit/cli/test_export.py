@@ -1,5 +1,5 @@
-"""The command `featkit export`: a model becomes one file, with the comparison that proves it; what
-is no model is refused."""
+"""The command `featkit export`: a model becomes one file with the comparison that proves it, and
+anything else is refused."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_export_as_json_holds_every_figure(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # Tracing takes seconds; the graph is that of the file already written, and is compared anew.
+    # Tracing takes seconds: reuse the graph of the file already written, and compare it again.
     monkeypatch.setattr(
         "featkit_export.export.trace",
         lambda *_, **__: Traced(model=onnx.load(folder / "out" / "m.onnx")),

@@ -1,4 +1,4 @@
-"""The command `featkit inspect`: what each kind of artifact is said to be and hold."""
+"""The command `featkit inspect`: the facts that it prints for each kind of file and folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def made(tmp_path: Path, model: Path, images: Path) -> Path:
 
 
 def facts(path: Path) -> dict[str, Any]:
-    """What inspect says of a path as JSON."""
+    """Return the JSON that inspect prints for a path."""
     said = run_featkit("inspect", path, "--json")
     assert (said.code, said.error) == (0, "")
     found: dict[str, Any] = json.loads(said.out)

@@ -1,4 +1,4 @@
-"""The command `featkit report`: the page of a run folder, written anew."""
+"""The command `featkit report`: the page of a run folder, written again."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ SPELLED = {
 
 
 def show(**environment: str) -> tuple[bytes, bytes]:
-    """What a process prints whose locale is C, unless Python is told otherwise."""
+    """Return the output of a process in the C locale, unless `variables` change that."""
     variables = {
         name: value
         for name, value in os.environ.items()

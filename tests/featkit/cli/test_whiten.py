@@ -24,7 +24,7 @@ CONFIG = dataclasses.replace(CONFIGS["dino"], depth=1)  # a graph that is soon t
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, its model file `m.onnx`, `emb` of 40 images and one that is none, and `w.npz` fitted
+    """A run, its model file `m.onnx`, `emb` of 40 images and one broken file, and `w.npz` fitted
     to it by the command."""
     folder = tmp_path_factory.mktemp("whiten")
     draw_folder(folder / "p", NUM_IMAGES)

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected(folder: Path, *, seed: int) -> CopiesReport:
-    """What the library says."""
+    """Return the library's report."""
     return evaluate_copies(open_source(folder / "images"), Embedder(folder / "m.onnx"), seed=seed)
 
 

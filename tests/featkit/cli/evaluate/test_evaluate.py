@@ -1,5 +1,5 @@
-"""What holds for all of `featkit evaluate`: its help, how light it is, and the same figures from
-torch and from ONNX."""
+"""Promises of all of `featkit evaluate`: its help, its light imports, and equal figures from torch
+and ONNX."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def expected(parts: tuple[Path, Path], model: Path, *, seed: int = 0) -> LinearReport:
-    """What the library says."""
+    """Return the library's report."""
     return evaluate_linear(open_source(parts[0]), open_source(parts[1]), Embedder(model), seed=seed)
 
 

@@ -18,7 +18,7 @@ from tests.images import draw_folder
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six squares of three kinds, one kind with one image, and a file that is none."""
+    """Six squares of three kinds, one kind with one image, and a file that is not an image."""
     folder = write_kinds_folder(tmp_path_factory.mktemp("groups") / "photos", [0, 0, 0, 1, 1, 2])
     (folder / "red" / "bad.png").write_bytes(b"no image")
     return folder
