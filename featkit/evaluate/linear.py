@@ -69,7 +69,7 @@ class LinearReport:
 
 
 @dataclass(frozen=True)
-class Classifier:
+class LinearClassifier:
     """A fitted classifier of standardized features.
 
     mean and std: (D,). weights: (D, C) and biases: (C,), float64. labels: (C,).
@@ -190,7 +190,7 @@ def choose_l2(
     return max(zip(accuracies, grid, strict=True))[1], accuracies
 
 
-def fit(features: np.ndarray, labels: np.ndarray, l2s: Sequence[float]) -> list[Classifier]:
+def fit(features: np.ndarray, labels: np.ndarray, l2s: Sequence[float]) -> list[LinearClassifier]:
     """Fit one classifier for each l2 by L-BFGS, starting from the result of the next larger l2.
 
     It minimizes, for standardized features x:
@@ -218,7 +218,7 @@ def fit(features: np.ndarray, labels: np.ndarray, l2s: Sequence[float]) -> list[
             weights = np.concatenate([np.zeros_like(weights), weights], axis=1)
             biases = np.concatenate([np.zeros_like(biases), biases])
         converged = int(regression.n_iter_.max()) < MAX_ITERATIONS
-        found[l2] = Classifier(mean, std, weights, biases, regression.classes_, converged)
+        found[l2] = LinearClassifier(mean, std, weights, biases, regression.classes_, converged)
     return [found[l2] for l2 in l2s]
 
 

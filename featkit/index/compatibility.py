@@ -17,7 +17,7 @@ from featkit.backends import BF16, Run
 from featkit.embeddings import Embeddings
 from featkit.errors import InputError
 from featkit.index.records import Value
-from featkit.index.tables import Damaged
+from featkit.index.tables import DamagedCatalogue
 from featkit.modelfile import Manifest, read_manifest
 
 MODEL_FILE = "model.onnx"
@@ -67,7 +67,7 @@ class Compatibility:
                 proofs=tuple(read_proofs(str(settings.get("proofs", "[]")))),
             )
         except (KeyError, ValueError, TypeError) as error:
-            raise Damaged(f"a setting is missing or wrong: {error}") from error
+            raise DamagedCatalogue(f"a setting is missing or wrong: {error}") from error
 
     def updated(self, new: Compatibility) -> Compatibility:
         """Return this with the proofs of `new`, which was read later from the same path.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from featkit.errors import EnvironmentProblem, InputError
-from featkit.index.tables import Damaged
+from featkit.index.tables import DamagedCatalogue
 from featkit.index.vectors import Signature, missing
 
 FORMAT = 1
@@ -204,7 +204,10 @@ def explained(path: Path) -> Iterator[None]:
     """Turn exceptions of SQLite into one sentence about the index."""
     try:
         yield
-    except (Damaged, UnicodeDecodeError) as error:  # UnicodeDecodeError: a name in the schema
+    except (
+        DamagedCatalogue,
+        UnicodeDecodeError,
+    ) as error:  # UnicodeDecodeError: a name in the schema
         raise _damaged(path, error) from error
     except sqlite3.DatabaseError as error:
         # The low byte is the primary error code.

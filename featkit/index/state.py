@@ -14,7 +14,7 @@ from featkit.errors import InputError
 from featkit.index.arguments import one_query, text_keys, unit_vectors, whole_number
 from featkit.index.records import Hit, Item, NoSuchItem
 from featkit.index.searcher import Searcher
-from featkit.index.tables import MAX_INTEGER, CatalogueReader, Damaged, StateKey
+from featkit.index.tables import MAX_INTEGER, CatalogueReader, DamagedCatalogue, StateKey
 from featkit.index.vectors import ChecksummedRows, FileRows, Signature
 
 # When the files have changed, the checksums of this many committed vectors are compared: the
@@ -167,7 +167,7 @@ class IndexState:
     def _items(self, ids: list[int]) -> dict[int, Item]:
         items = self.catalogue.items_by_id(ids)
         if len(items) != len(ids):
-            raise Damaged("items are missing")
+            raise DamagedCatalogue("items are missing")
         return items
 
 
@@ -182,7 +182,7 @@ def read_vectors(
     live = np.ones(rows.num_rows, bool)
     deleted = catalogue.deleted_ids()
     if deleted and not 0 <= deleted[0] <= deleted[-1] < rows.num_rows:
-        raise Damaged("removed items have ids that were never given")
+        raise DamagedCatalogue("removed items have ids that were never given")
     live[deleted] = False
     sample: dict[int, int] = {}
     if catalogue.has_checksums():

@@ -62,7 +62,7 @@ CREATE TABLE metadata_columns (name TEXT PRIMARY KEY, column_name TEXT NOT NULL 
 """
 
 
-class Damaged(Exception):
+class DamagedCatalogue(Exception):
     """A catalogue holds what featkit never stores.
 
     The catalogue turns it into an InputError that names the file.
@@ -91,7 +91,7 @@ class CatalogueReader:
         values = dict(rows)
         changes = values.get("changes", 0)
         if not isinstance(changes, int):
-            raise Damaged(f"its count of changes is {changes!r}")
+            raise DamagedCatalogue(f"its count of changes is {changes!r}")
         return StateKey(str(values.get("id", "")), changes, str(values.get("commit", "")))
 
     def settings(self) -> dict[str, Value]:
@@ -145,7 +145,7 @@ class CatalogueReader:
             self._connection.execute("SELECT name, column_name FROM metadata_columns ORDER BY name")
         )
         if not all(isinstance(text, str) for pair in columns.items() for text in pair):
-            raise Damaged("a name of metadata is not text")
+            raise DamagedCatalogue("a name of metadata is not text")
         return columns
 
     def metadata_kinds(self) -> dict[str, str]:
@@ -228,7 +228,7 @@ class CatalogueReader:
                 and isinstance(source, str)
                 and {type(width), type(height)} <= SIDES
             ):
-                raise Damaged(f"item {item_id} has a key or size of a wrong type")
+                raise DamagedCatalogue(f"item {item_id} has a key or size of a wrong type")
             metadata = {
                 name: _from_sql(value, is_bool=is_bool)
                 for name, value, is_bool in zip(names, values, are_bools, strict=True)
@@ -266,5 +266,5 @@ def _from_sql(value: Value | bytes, *, is_bool: bool) -> Value:
     if isinstance(value, bytes):
         if value == NAN:
             return math.nan
-        raise Damaged("metadata has a type that is never stored")
+        raise DamagedCatalogue("metadata has a type that is never stored")
     return bool(value) if is_bool and value in (0, 1) else value

@@ -11,7 +11,7 @@ from featkit.images import ImageLimits, printable, read_file
 from featkit.sources.base import Metadata
 from featkit.sources.keys import key_of
 from featkit.sources.selection import skipped_in_words
-from featkit.sources.walk import Listing
+from featkit.sources.walk import FolderList
 
 
 class FileSource:
@@ -66,7 +66,7 @@ class FileSource:
             raise InputError(sentence)
 
 
-def files_of(root: Path, listing: Listing, *, limits: ImageLimits) -> FileSource:
+def files_of(root: Path, listing: FolderList, *, limits: ImageLimits) -> FileSource:
     """Return the images below `root`, sorted by key. A folder that cannot be listed is an item
     `folder/` that cannot be read."""
     paths = sorted(
@@ -77,7 +77,7 @@ def files_of(root: Path, listing: Listing, *, limits: ImageLimits) -> FileSource
     )
 
 
-def nothing_found(name: str, listing: Listing) -> str:
+def nothing_found(name: str, listing: FolderList) -> str:
     """Return the error sentence for a folder without images."""
     if listing.failed:
         return next(iter(listing.failed.values()))

@@ -19,8 +19,8 @@ from featkit.sources.keys import key_of
 from featkit.sources.selection import EVERYTHING, Selection, skipped_in_words
 from featkit.sources.tar_headers import BLOCK, parse_header
 from featkit.sources.tar_members import (
-    Listing,
     Member,
+    MemberList,
     SymbolicLink,
     Unreadable,
     dangling,
@@ -128,7 +128,9 @@ class TarSource:
         """Return the archive."""
         return self.path
 
-    def _images_of(self, listing: Listing, selection: Selection) -> Iterator[Member | Unreadable]:
+    def _images_of(
+        self, listing: MemberList, selection: Selection
+    ) -> Iterator[Member | Unreadable]:
         """Yield the items. Links to folders and to other items are counted instead."""
         entries = listing.entries
         ends = {  # where each symbolic link leads
@@ -152,7 +154,7 @@ class TarSource:
                 yield dangling(self.path, entry, to_link=to_link)
 
     def _pick(
-        self, listing: Listing, selection: Selection, ends: Mapping[str, str | None]
+        self, listing: MemberList, selection: Selection, ends: Mapping[str, str | None]
     ) -> list[str]:
         """Return the keys of images, and of links to them; count what is passed over. ends: the key
         that each symbolic link leads to."""
@@ -168,7 +170,7 @@ class TarSource:
         self._skipped.update(picked.skipped)
         return picked.paths
 
-    def _nothing(self, listing: Listing, kind: Kind | None) -> InputError:
+    def _nothing(self, listing: MemberList, kind: Kind | None) -> InputError:
         """Return the error for an archive without an image that can be read."""
         cut = [item for item in self._items if isinstance(item, Member)]
         if cut:
@@ -223,7 +225,7 @@ class TarSource:
                 raise InputError(f"{self.path} has changed since it was opened; open it again.")
 
 
-def _is_folder(listing: Listing, end: str | None) -> bool:
+def _is_folder(listing: MemberList, end: str | None) -> bool:
     """Return whether a link that leads to `end` is a link to a folder."""
     return end is not None and end not in listing.entries and listing.has_folder(end)
 

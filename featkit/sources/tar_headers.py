@@ -52,7 +52,7 @@ class SparseMap(NamedTuple):
     pieces: tuple[Piece, ...]
 
 
-class Damaged(ValueError):
+class DamagedHeader(ValueError):
     """An extended header or a sparse map is inconsistent."""
 
 
@@ -62,7 +62,7 @@ def parse_header(block: bytes) -> Header | None:
         return None
     try:
         checksum, size = _number(block[148:156]), _number(block[124:136])
-    except Damaged:
+    except DamagedHeader:
         return None
     summed = block[:148] + b"        " + block[156:]
     if checksum != (total := sum(summed)) and checksum != total - 256 * sum(
@@ -76,18 +76,18 @@ def parse_header(block: bytes) -> Header | None:
 
 
 def parse_pax(data: bytes) -> list[tuple[str, bytes]]:
-    """Return the records of a pax header, in order. Raises Damaged if anything else is in it."""
+    """Return the records of a pax header, in order. Raises DamagedHeader if anything else is in it."""
     records = []
     position = 0
     while position < len(data):
         match = PAX_RECORD.match(data, position)
         if match is None:
             if data[position:].strip(b"\0"):
-                raise Damaged("a record does not begin with its length")
+                raise DamagedHeader("a record does not begin with its length")
             break
         end = position + int(match[1])
         if end <= match.end() or data[end - 1 : end] != b"\n":
-            raise Damaged("a record has another length")
+            raise DamagedHeader("a record has another length")
         records.append((match[2].decode("utf-8", "replace"), data[match.end() : end - 1]))
         position = end
     return records
@@ -97,7 +97,7 @@ def old_sparse_map(block: bytes, data: int, stored: int, read: ReadAt) -> tuple[
     """Return the map of an old GNU sparse member, and the offset of its data after the map's
     extension blocks.
 
-    data: the offset after the header `block`. Raises Damaged.
+    data: the offset after the header `block`. Raises DamagedHeader.
     """
     numbers = _struct_numbers(block[386:482])
     size = _number(block[483:495])
@@ -105,7 +105,7 @@ def old_sparse_map(block: bytes, data: int, stored: int, read: ReadAt) -> tuple[
     while extended:
         block = read(data, BLOCK)
         if len(block) < BLOCK or len(numbers) > MAX_MAP_BYTES // 24:
-            raise Damaged("the map does not end")
+            raise DamagedHeader("the map does not end")
         numbers += _struct_numbers(block[:504])
         data += BLOCK
         extended = block[504]
@@ -116,13 +116,13 @@ def pax_sparse_map(
     values: Mapping[str, bytes], listed: list[bytes], data: int, stored: int, read: ReadAt
 ) -> SparseMap:
     """Return the map of a pax sparse member of version 0.0 (`listed` offsets and sizes), 0.1 or
-    1.0. Raises Damaged."""
+    1.0. Raises DamagedHeader."""
     size = decimal(values.get("GNU.sparse.realsize", values.get("GNU.sparse.size", b"")))
     if values.get("GNU.sparse.major", b"0") == b"0":
         fields = values["GNU.sparse.map"].split(b",") if "GNU.sparse.map" in values else listed
         return _sparse_map([decimal(value) for value in fields if value], size, data, stored)
     if (values["GNU.sparse.major"], values.get("GNU.sparse.minor")) != (b"1", b"0"):
-        raise Damaged("the version of its map is unknown")
+        raise DamagedHeader("the version of its map is unknown")
     numbers, num_bytes = _numbers_before_data(data, stored, read)
     return _sparse_map(numbers, size, data + num_bytes, stored - num_bytes)
 
@@ -138,7 +138,7 @@ def _numbers_before_data(data: int, stored: int, read: ReadAt) -> tuple[list[int
     while count is None or lines.count(b"\n") < 1 + 2 * count:
         block = read(data + len(lines), BLOCK)
         if not block or len(lines) >= min(stored, MAX_MAP_BYTES):
-            raise Damaged("the map does not end")
+            raise DamagedHeader("the map does not end")
         lines += block
         if count is None and b"\n" in lines:
             count = decimal(lines.split(b"\n", 1)[0])
@@ -152,9 +152,9 @@ def text(data: bytes) -> str:
 
 
 def decimal(value: bytes) -> int:
-    """Parse a number in decimal digits. Raises Damaged."""
+    """Parse a number in decimal digits. Raises DamagedHeader."""
     if not value.isdigit() or len(value) > MAX_DIGITS:
-        raise Damaged("a number is not decimal")
+        raise DamagedHeader("a number is not decimal")
     return int(value)
 
 
@@ -164,21 +164,21 @@ def padded(size: int) -> int:
 
 
 def _sparse_map(numbers: list[int], size: int, data: int, stored: int) -> SparseMap:
-    """Return the map given by offset, size, offset, size ... Raises Damaged unless the pieces
+    """Return the map given by offset, size, offset, size ... Raises DamagedHeader unless the pieces
     ascend, lie inside the member, and add up to what is stored."""
     pieces = []
     end, offset = 0, data
     if len(numbers) % 2:
-        raise Damaged("an offset has no size")
+        raise DamagedHeader("an offset has no size")
     for position, count in zip(numbers[::2], numbers[1::2], strict=True):
         if not 0 <= end <= position or count < 0:
-            raise Damaged("its pieces overlap")
+            raise DamagedHeader("its pieces overlap")
         end = position + count
         if count:
             pieces.append(Piece(position, offset, count))
         offset += count
     if end > size or offset - data != stored:
-        raise Damaged("its pieces have another size than the member")
+        raise DamagedHeader("its pieces have another size than the member")
     return SparseMap(size, tuple(pieces))
 
 
@@ -193,12 +193,12 @@ def _struct_numbers(data: bytes) -> list[int]:
 
 
 def _number(field: bytes) -> int:
-    """Parse a number in octal digits or in base 256. Raises Damaged."""
+    """Parse a number in octal digits or in base 256. Raises DamagedHeader."""
     if field[0] & 0x80:
         if field[0] & 0x40:
-            raise Damaged("a number is negative")
+            raise DamagedHeader("a number is negative")
         return int.from_bytes(bytes([field[0] & 0x3F]) + field[1:], "big")
     digits = field.split(b"\0", 1)[0].strip() or b"0"
     if digits.strip(b"01234567"):
-        raise Damaged("a number is not octal")
+        raise DamagedHeader("a number is not octal")
     return int(digits, 8)

@@ -47,7 +47,7 @@ Entry: TypeAlias = Member | SymbolicLink | Unreadable
 
 
 @dataclass
-class Listing:
+class MemberList:
     """The contents of an archive.
 
     entries: by normalized name, as tar unpacks them (the last of several with the same name), in

@@ -20,7 +20,7 @@ from featkit.sources.tar_headers import (
     BLOCK,
     MAGIC,
     MAGIC_OFFSET,
-    Damaged,
+    DamagedHeader,
     Header,
     Piece,
     SparseMap,
@@ -34,8 +34,8 @@ from featkit.sources.tar_headers import (
 )
 from featkit.sources.tar_members import (
     Entry,
-    Listing,
     Member,
+    MemberList,
     SymbolicLink,
     Unreadable,
     dangling,
@@ -71,7 +71,7 @@ class _Extended:
     damaged: bool = False
 
 
-def list_members(path: Path) -> Listing:
+def list_members(path: Path) -> MemberList:
     """Walk through a tar archive's headers. InputError if the file cannot be read."""
     try:
         with path.open("rb", buffering=0) as file:
@@ -89,7 +89,7 @@ class _Walk:
     def __init__(self, path: Path, file: FileIO) -> None:
         self.path, self.file = path, file
         self.end = file.seek(0, 2)
-        self.listing = Listing(self.end)
+        self.listing = MemberList(self.end)
         self.defaults: dict[str, bytes] = {}  # of pax's global headers
         self.extended: _Extended | None = None  # of the next member
         self.last: _Last | None = None
@@ -147,8 +147,8 @@ class _Walk:
             elif _is_pax_sparse(values):
                 sparse = pax_sparse_map(values, extended.sparse, data, stored, self.read)
             elif "GNUSparseFile." in name:
-                raise Damaged("the map of the sparse member is lost")
-        except Damaged as damage:
+                raise DamagedHeader("the map of the sparse member is lost")
+        except DamagedHeader as damage:
             error = f"{self.path} has a damaged header of its member {printable(name)}: {damage}."
         end = data + padded(stored)
         self.last = _Last(name, data, data + stored)
@@ -161,7 +161,7 @@ class _Walk:
         return end
 
     def _stored_size(self, header: Header, values: dict[str, bytes], data: int) -> int:
-        """Return the number of bytes after a header. Raises Damaged."""
+        """Return the number of bytes after a header. Raises DamagedHeader."""
         stored = decimal(values["size"]) if "size" in values else header.size
         if header.kind in NO_DATA:
             return 0
@@ -225,11 +225,11 @@ class _Walk:
         data = self.read(offset + BLOCK, header.size) if header.size <= MAX_EXTENDED_BYTES else b""
         try:
             if len(data) < header.size or not data:
-                raise Damaged("it is cut")
+                raise DamagedHeader("it is cut")
             records = (
                 [(LONG_NAMES[header.kind], data)] if header.kind in LONG_NAMES else parse_pax(data)
             )
-        except Damaged:
+        except DamagedHeader:
             if header.kind == tarfile.XGLTYPE:
                 self._add_gap(
                     offset,

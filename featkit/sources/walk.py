@@ -47,7 +47,7 @@ SHOWN_PATH, SHOWN_FOLDER = 200, 80  # characters of a path in a sentence
 
 
 @dataclass
-class Listing:
+class FolderList:
     """The contents of a folder. Paths are relative to it, with `/`.
 
     containers: archives and Parquet files, by their suffixes. failed: the error sentence of each
@@ -65,7 +65,7 @@ class Listing:
         return self.tally.counts
 
 
-def list_folder(root: Path, selection: Selection) -> Listing:
+def list_folder(root: Path, selection: Selection) -> FolderList:
     """List the items below `root`, in any order. InputError if `root` itself cannot be listed.
 
     A link to a file is an item unless the file is one already, under another name. Links to folders
@@ -87,7 +87,7 @@ class _Walk:
     def __init__(self, root: Path, selection: Selection) -> None:
         self.root, self.selection = root, selection
         self.real_root = os.path.realpath(root)
-        self.listing = Listing()
+        self.listing = FolderList()
         self._own = set(self._below_root(selection.own))
         self._seen: set[str] = set()  # real paths of the folders that were listed
         self._file_links: list[str] = []

@@ -11,7 +11,7 @@ import pytest
 from featkit.errors import EnvironmentProblem, FeatkitError, InputError
 from featkit.folders import CATALOGUE_FILE
 from featkit.index.connections import Connections, explained
-from featkit.index.tables import Damaged
+from featkit.index.tables import DamagedCatalogue
 from tests.sentences import refused
 
 
@@ -75,7 +75,7 @@ def sqlite_error(code: int) -> sqlite3.DatabaseError:
         (sqlite_error(sqlite3.SQLITE_BUSY_SNAPSHOT), EnvironmentProblem, "right now: what"),
         (sqlite_error(sqlite3.SQLITE_CORRUPT), InputError, "damaged or not a catalogue (what"),
         (sqlite_error(0), InputError, "damaged or not a catalogue (what"),
-        (Damaged("an id is odd"), InputError, "damaged or not a catalogue (an id is odd)"),
+        (DamagedCatalogue("an id is odd"), InputError, "damaged or not a catalogue (an id is odd)"),
     ],
 )
 def test_errors_of_sqlite_become_one_sentence(

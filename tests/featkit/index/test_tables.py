@@ -10,7 +10,7 @@ import pytest
 
 from featkit.index.records import NewItem
 from featkit.index.table_writer import CatalogueWriter
-from featkit.index.tables import MAX_PARAMETERS, SCHEMA, CatalogueReader, Damaged, quoted
+from featkit.index.tables import MAX_PARAMETERS, SCHEMA, CatalogueReader, DamagedCatalogue, quoted
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_key_that_is_not_text_is_damage(
     reader: CatalogueReader, connection: sqlite3.Connection
 ) -> None:
     connection.execute("UPDATE items SET key = x'00' WHERE id = 0")
-    with pytest.raises(Damaged, match="item 0 has a key or size of a wrong type"):
+    with pytest.raises(DamagedCatalogue, match="item 0 has a key or size of a wrong type"):
         reader.items_by_id([0])
 
 
