@@ -124,7 +124,7 @@ def test_an_interrupted_save_leaves_the_older_file(
 def test_where_there_is_no_backbone_the_next_step_is_named(tmp_path: Path, place: str) -> None:
     with pytest.raises(
         InputError,
-        match=r"has no backbone\.safetensors; name a folder that `featkit train` has written",
+        match=r"has no backbone\.safetensors\. Name a folder that `featkit train` has written",
     ):
         load_backbone(tmp_path / place)
 
@@ -146,7 +146,7 @@ def test_a_foreign_file_is_refused_by_name(file: Path) -> None:
 def test_a_newer_file_is_refused_with_its_format(file: Path) -> None:
     rewrite(file, lambda header: header.update(format=FORMAT + 1, vit={"a word": "of later"}))
     with pytest.raises(
-        InputError, match=f"{file} has format 3, newer than the 2 read here; update featkit"
+        InputError, match=f"{file} has format 3, newer than the 2 read here. Update featkit"
     ):
         load_backbone(file)
 
@@ -159,7 +159,7 @@ def test_a_newer_file_is_refused_with_its_format(file: Path) -> None:
         lambda header: header["vit"].update(num_registers=2),
     ],
 )
-def test_tensors_that_do_not_fit_the_header_are_refused_in_one_sentence(
+def test_tensors_that_misfit_the_header_are_refused(
     file: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
     rewrite(file, change)
@@ -265,7 +265,7 @@ def test_a_loaded_network_does_not_change_with_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_with_torchvision")
-def test_a_network_whose_tensors_are_all_in_its_state_is_built_without_memory() -> None:
+def test_a_network_is_built_without_memory_if_possible() -> None:
     module = without_weights(lambda: build_backbone(BUILT["no exits"]))
     assert all(tensor.is_meta for tensor in module.state_dict().values())
     module = without_weights(lambda: build_backbone(BUILT["windows"]))
@@ -291,7 +291,7 @@ def test_a_network_that_no_config_builds_is_not_saved(tmp_path: Path) -> None:
     exited = build_backbone(BUILT["timm CNN"])
     assert isinstance(exited, ExitedBackbone)
     for backbone in (TimmModel("test_resnet"), exited.cut(1)):
-        with pytest.raises(ValueError, match="has no config that a file could hold"):
+        with pytest.raises(ValueError, match="was not made by build_backbone"):
             save_backbone(tmp_path / BACKBONE_FILE, backbone, INFO)
     assert list(tmp_path.iterdir()) == []
 
@@ -306,7 +306,7 @@ def classifier_file(_with_torchvision: None, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_classifier_comes_back_with_its_heads_and_the_names_of_its_classes(
+def test_a_classifier_is_loaded_with_heads_and_class_names(
     classifier_file: Path,
 ) -> None:
     expected = drawn(Classifier(build_backbone(BUILT["timm CNN"]), 3))
@@ -339,18 +339,18 @@ def test_names_of_classes_are_as_many_as_logits(classifier_file: Path) -> None:
         save_classifier(classifier_file, load_classifier(classifier_file)[0], INFO, ["cat", "dog"])
 
 
-def test_a_file_with_heads_and_one_without_are_not_taken_for_each_other(
+def test_classifier_and_backbone_files_are_not_confused(
     classifier_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=f"{classifier_file} holds a classifier with its heads"):
         load_backbone(classifier_file)
     file = tmp_path / BACKBONE_FILE
     save_backbone(file, drawn_backbone(CONFIGS["dino"]), INFO)
-    with pytest.raises(InputError, match=f"{file} holds no heads for classes"):
+    with pytest.raises(InputError, match=f"{file} does not hold heads for classes"):
         load_classifier(file)
     with pytest.raises(
         InputError,
-        match=r"has no classifier\.safetensors; name the folder of a run of `featkit train` that",
+        match=r"has no classifier\.safetensors\. Name the run folder of a `featkit train` method",
     ):
         load_classifier(tmp_path)
 
@@ -360,11 +360,11 @@ def test_a_file_with_heads_and_one_without_are_not_taken_for_each_other(
     [
         (
             lambda header: header.update(format=FORMAT + 1),
-            "newer than the 2 read here; update featkit",
+            "newer than the 2 read here. Update featkit",
         ),
         (
             lambda header: header.update(classes=["cat", "dog"]),
-            r"heads\.0\.weight is of shape \(3, 128\), not \(2, 128\)",
+            r"heads\.0\.weight has the shape \(3, 128\), not \(2, 128\)",
         ),
         (
             lambda header: header["classifier"].update(exits=[2]),
@@ -384,7 +384,7 @@ def test_a_file_with_heads_and_one_without_are_not_taken_for_each_other(
         (lambda header: header.pop("geometry"), "has a header that cannot be used"),
     ],
 )
-def test_a_classifier_that_does_not_fit_is_refused_in_one_sentence(
+def test_a_classifier_that_misfits_its_header_is_refused(
     classifier_file: Path, change: Callable[[dict[str, Any]], None], said: str
 ) -> None:
     rewrite(classifier_file, change)

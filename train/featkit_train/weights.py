@@ -1,5 +1,7 @@
-"""A trained backbone, or a whole classifier, as one safetensors file, with all that builds it again
-in its header."""
+"""Save a trained backbone or classifier as one safetensors file, and build it from that file again.
+
+The header of the file describes the network.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from featkit_train.networks.vit_config import ViTConfig
 
 BACKBONE_FILE = "backbone.safetensors"
 CLASSIFIER_FILE = "classifier.safetensors"
-# of files with a classifier's network; 1 knew featkit's own ViT alone, whose files say 1 still
+# Format 2 has a classifier's network. Format 1 has only featkit's own ViT, whose files still say 1.
 FORMAT = 2
 
 Built = TypeVar("Built", bound=nn.Module)
@@ -35,11 +37,10 @@ Built = TypeVar("Built", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneInfo:
-    """What a backbone is and where it comes from; `origin` are free notes such as data, recipe and
-    steps.
+    """Facts on a backbone: its name, its preprocessing, its license and its origin.
 
-    remarks: what to tell the user of how the weights were read, in sentences; they are not written
-    to files.
+    origin: free notes, such as data, recipe and steps.
+    remarks: sentences for the user on how the weights were read; they are not written to files.
     """
 
     name: str
@@ -51,11 +52,10 @@ class BackboneInfo:
 
 
 def save_backbone(path: Path, backbone: Backbone, info: BackboneInfo) -> None:
-    """Write the weights and their header, whole or not at all; equal weights and header give equal
-    bytes.
+    """Write the weights and their header atomically.
 
-    ValueError for a backbone that no config builds again: published weights, or a network cut at an
-    exit.
+    Equal weights and headers give equal bytes. ValueError for a backbone that no config describes:
+    published weights of another library, or a network cut at an exit.
     """
     _save(path, backbone, {**_recipe_of(backbone), **_header_of(info)})
 
@@ -63,9 +63,9 @@ def save_backbone(path: Path, backbone: Backbone, info: BackboneInfo) -> None:
 def save_classifier(
     path: Path, classifier: Classifier, info: BackboneInfo, classes: Sequence[str]
 ) -> None:
-    """The same of a classifier with its heads; `classes` are named in the order of its logits.
+    """Write a classifier with its heads, like save_backbone.
 
-    ValueError as for save_backbone, and where there are more or fewer names than logits.
+    classes: their names in the order of the logits. ValueError also if their number is wrong.
     """
     if len(classes) != classifier.num_classes:
         raise ValueError(
@@ -84,8 +84,7 @@ def _recipe_of(backbone: Backbone) -> dict[str, Any]:
     if isinstance(backbone.built_from, ClassifierConfig):
         return {"format": FORMAT, "classifier": asdict(backbone.built_from)}
     raise ValueError(
-        f"a {type(backbone).__name__} that build_backbone has not made has no config that a file"
-        " could hold"
+        f"this {type(backbone).__name__} was not made by build_backbone, so no config describes it"
     )
 
 
@@ -109,13 +108,13 @@ def _save(path: Path, module: nn.Module, header: Mapping[str, Any]) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """A safetensors file. OSError for a full disk and its like, of which safetensors makes an error
-    of its own."""
-    # Contiguous copies: safetensors refuses tensors that share memory.
+    """Write a safetensors file. OSError for a full disk and similar."""
+    # safetensors refuses tensors that share memory or are not contiguous.
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(whole, path, metadata=None if metadata is None else dict(metadata))
     except SafetensorError as error:
+        # safetensors wraps errors of the system in its own, with the number in the text.
         code = re.search(r"os error (\d+)", str(error))
         if code is None:
             raise
@@ -123,43 +122,42 @@ def write_tensors(
 
 
 def load_backbone(path: Path) -> tuple[Backbone, BackboneInfo]:
-    """The backbone of a run folder, or of its backbone.safetensors, in evaluation mode.
+    """Return the backbone of a run folder, or of its backbone.safetensors, in evaluation mode.
 
-    InputError when there is none, when it is of another make or a newer format, or when its tensors
-    do not fit.
+    InputError if the file is missing, not featkit's, of a newer format, or does not fit its header.
     """
     file = path / BACKBONE_FILE if path.is_dir() else path
     if not file.is_file():
         raise InputError(
-            f"{path} has no {BACKBONE_FILE}; name a folder that `featkit train` has written a"
+            f"{path} has no {BACKBONE_FILE}. Name a folder that `featkit train` has written a"
             " checkpoint to."
         )
     header = _readable_header(file)
     if "classes" in header:
         raise InputError(
-            f"{file} holds a classifier with its heads; name its folder, or the {BACKBONE_FILE}"
-            " in it."
+            f"{file} holds a classifier with its heads. Name its folder, or the {BACKBONE_FILE} in"
+            " it."
         )
     backbone, info = _build(file, header, lambda: _backbone_of(header))
     return backbone.eval(), info
 
 
 def load_classifier(path: Path) -> tuple[Classifier, BackboneInfo, tuple[str, ...]]:
-    """The classifier of a run folder, or of its classifier.safetensors, in evaluation mode, and its
-    classes' names.
+    """Return the classifier of a run folder or file in evaluation mode, and its classes' names.
 
     InputError as for load_backbone.
     """
     file = path / CLASSIFIER_FILE if path.is_dir() else path
     if not file.is_file():
         raise InputError(
-            f"{path} has no {CLASSIFIER_FILE}; name the folder of a run of `featkit train` that"
+            f"{path} has no {CLASSIFIER_FILE}. Name the run folder of a `featkit train` method that"
             " learns labels."
         )
     header = _readable_header(file)
     if "classes" not in header:
         raise InputError(
-            f"{file} holds no heads for classes; name its folder, or the {CLASSIFIER_FILE} in it."
+            f"{file} does not hold heads for classes. Name its folder, or the {CLASSIFIER_FILE} in"
+            " it."
         )
     classifier, info = _build(
         file, header, lambda: Classifier(_backbone_of(header), len(header["classes"]))
@@ -171,7 +169,7 @@ def _readable_header(file: Path) -> Mapping[str, Any]:
     header = read_header(file)
     if header.get("format", 0) > FORMAT:
         raise InputError(
-            f"{file} has format {header['format']}, newer than the {FORMAT} read here; update"
+            f"{file} has format {header['format']}, newer than the {FORMAT} read here. Update"
             " featkit."
         )
     return header
@@ -187,25 +185,26 @@ def _backbone_of(header: Mapping[str, Any]) -> Backbone:
 def _build(
     file: Path, header: Mapping[str, Any], build: Callable[[], Built]
 ) -> tuple[Built, BackboneInfo]:
-    """What the header describes, with the tensors of the file."""
+    """Build what the header describes, and load the tensors of the file into it."""
     try:
         module = without_weights(build)
         info = BackboneInfo(
             name=header["name"],
             family=header["family"],
             geometry=Geometry.from_dict(header["geometry"]),
-            # files of earlier versions spell it so
+            # earlier versions wrote the British spelling
             license=header["license"] if "license" in header else header["licence"],  # quoted
             origin=header["origin"],
         )
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{file} has a header that cannot be used: {error}") from error
     with text_path(file) as path, safe_open(path, framework="pt") as tensors:
-        state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+        names = tensors.keys()  # safe_open is not a mapping
+        state = {name: tensors.get_tensor(name) for name in names}
     problem = misfit(module, state)
     if problem is not None:
         raise InputError(f"{file} holds tensors that do not fit its own header: {problem}.")
-    # Copied: those of the file are mapped from it, and would change or break with it.
+    # Copied: tensors mapped from the file would change or break together with it.
     copies = {
         name: state[name].to(tensor.dtype, copy=True)
         for name, tensor in module.state_dict().items()
@@ -213,7 +212,7 @@ def _build(
     problem = not_finite(copies)
     if problem is not None:
         raise InputError(
-            f"{file} holds {problem}; it cannot be used. Take an earlier snapshot, or train again"
+            f"{file} holds {problem}, so it cannot be used. Use an earlier snapshot, or train again"
             " with a lower learning rate."
         )
     module.load_state_dict(copies, assign=True)
@@ -221,11 +220,10 @@ def _build(
 
 
 def without_weights(build: Callable[[], Built]) -> Built:
-    """What `build` makes, for a state to be loaded into by `assign`: nothing is drawn, and no
-    memory taken, where that works.
+    """Return what `build` makes, on the device `meta` if possible, for load_state_dict's `assign`.
 
-    Where it does not, weights are drawn in vain, and torch's generator is put back: a few networks
-    look at numbers as they are built, and some keep numbers that no state holds.
+    A few networks read values while they are built, and some keep values that their state does not
+    hold. Those are built with weights, and torch's generator is restored.
     """
     try:
         with torch.device("meta"):
@@ -241,7 +239,7 @@ def without_weights(build: Callable[[], Built]) -> Built:
 
 
 def read_header(file: Path) -> Mapping[str, Any]:
-    """The featkit header of a safetensors file. InputError when the file is not one of featkit's."""
+    """Return the featkit header of a safetensors file. InputError if featkit did not write it."""
     try:
         with text_path(file) as path, safe_open(path, framework="pt") as tensors:
             text = (tensors.metadata() or {}).get("featkit")
@@ -257,7 +255,7 @@ def read_header(file: Path) -> Mapping[str, Any]:
 
 
 def is_featkits(file: Path) -> bool:
-    """Whether a file is a safetensors file that featkit wrote."""
+    """Return whether a file is a safetensors file that featkit wrote."""
     try:
         return file.is_file() and bool(read_header(file))
     except InputError:
@@ -265,8 +263,7 @@ def is_featkits(file: Path) -> bool:
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Name the first tensor with a number that is NaN or infinite, as in "NaN in norm.weight"; None
-    where all are finite."""
+    """Return the first tensor that is not finite, as in "NaN in norm.weight", or None."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             return f"{'NaN' if tensor.isnan().any() else 'infinity'} in {name}"
@@ -274,15 +271,14 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def misfit(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:
-    """What keeps `state` from being the module's, said of the first tensor that does not fit; None
-    where all do.
+    """Return why the first tensor of `state` does not fit the module, or None if all fit.
 
-    load_state_dict says it too, but of every tensor and over as many lines.
+    load_state_dict reports every tensor, each on a line of its own.
     """
     wanted = module.state_dict()
     for name, tensor in wanted.items():
         if name not in state:
             return f"{name} is missing"
         if state[name].shape != tensor.shape:
-            return f"{name} is of shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
-    return next((f"{name} has no place in it" for name in state if name not in wanted), None)
+            return f"{name} has the shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+    return next((f"{name} does not belong to it" for name in state if name not in wanted), None)

@@ -681,7 +681,7 @@ def test_the_hub_out_of_reach_ends_with_3_and_what_to_do(tmp_path: Path) -> None
     )
     assert (said.code, is_one_sentence(said)) == (EnvironmentProblem.exit_code, True)
     assert (
-        "https://huggingface.co/onnx-community/dinov2-small cannot be reached and no cache holds it"
+        "https://huggingface.co/onnx-community/dinov2-small cannot be reached, and the files"
         in said.error
     )
     assert "onnx/model.onnx" in said.error

@@ -31,7 +31,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "test_efficientnet": {},
     "test_byobnet": {},
     "mobilenetv3_small_050": {},  # a classifier's layer that is wider than the map
-    # height and width ahead of the channels
+    # height and width before the channels
     "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 24},
     "vit_small_patch14_reg4_dinov2": {"depth": 1},  # registers
     "vit_small_plus_patch16_dinov3": {"depth": 1},
@@ -43,7 +43,7 @@ TORCHVISION: dict[str, tuple[int, int]] = {
     "mobilenet_v3_small": (64, 2),  # a layer between the map and the classifier's last
     "efficientnet_b0": (64, 2),
     "featkit_tiny_vit": (32, 4),  # tokens
-    "swin_t": (64, 2),  # height and width ahead of the channels
+    "swin_t": (64, 2),  # height and width before the channels
     "densenet121": (64, 2),  # pooled by a function
     "shufflenet_v2_x0_5": (64, 2),  # pooled by a tensor's own mean
 }
@@ -63,7 +63,7 @@ def timm_model(arch: str) -> TimmModel:
 
 
 @pytest.mark.parametrize("arch", TIMM)
-def test_a_timm_model_gives_timms_vector_and_every_place_of_its_map(arch: str) -> None:
+def test_a_timm_model_gives_timms_vector_and_map(arch: str) -> None:
     model = timm_model(arch)
     side = 224 if arch.startswith("swin") else 4 * model.patch
     images = torch.randn(
@@ -125,7 +125,7 @@ def torchvision_model(arch: str, side: int) -> tuple[TorchvisionModel, Any]:
 
 
 @pytest.mark.parametrize("arch", TORCHVISION)
-def test_a_torchvision_classifiers_last_layer_makes_its_logits_of_our_vector(arch: str) -> None:
+def test_a_torchvision_vector_gives_the_classifiers_logits(arch: str) -> None:
     side, places = TORCHVISION[arch]
     model, plain = torchvision_model(arch, side)
     last = [module for module in plain.modules() if isinstance(module, nn.Linear)][-1]
@@ -157,7 +157,7 @@ def test_the_places_of_torchvisions_are_what_it_pools(arch: str) -> None:
         torch.testing.assert_close(class_token, norm(mean[:, :, None, None]).flatten(1))
 
 
-def test_torchvisions_gradients_and_running_figures_are_its_own_in_training() -> None:
+def test_torchvision_networks_train_as_in_torchvision() -> None:
     model, plain = torchvision_model("resnet18", 64)
     images = draw_images(4, height=64, width=64)
     with torch.enable_grad():
@@ -188,14 +188,12 @@ def test_torchvisions_dropout_is_drawn_in_training_alone() -> None:
     ("arch", "near"),
     [("resnet81", "resnet18"), ("vit_b16", "vit_b_16"), ("fcn_resnet50", "resnet50")],
 )
-def test_a_classifier_that_torchvision_does_not_know_is_told_its_nearest(
-    arch: str, near: str
-) -> None:
+def test_an_unknown_torchvision_name_gets_a_suggestion(arch: str, near: str) -> None:
     with refused(arch, near):
         TorchvisionModel(arch)
 
 
-def test_a_network_of_torchvisions_without_a_last_linear_is_refused() -> None:
+def test_a_torchvision_network_without_last_linear_is_refused() -> None:
     with refused("squeezenet1_1", "Linear"):
         TorchvisionModel("squeezenet1_1")
 
@@ -240,7 +238,7 @@ def test_a_model_near_to_none_is_refused_too() -> None:
         TimmModel("qqqq")
 
 
-def test_weights_that_timm_does_not_know_of_a_model_it_does_are_refused() -> None:
+def test_an_unknown_tag_of_a_timm_model_is_refused() -> None:
     with refused("'cats' for test_vit", "test_vit.r160_in1k"):
         TimmModel("test_vit.cats")
 
@@ -271,7 +269,7 @@ def test_a_torchvision_that_does_not_fit_torch_is_told(
         borrow("torchvision.models")
 
 
-def test_timm_and_torchvision_are_imported_when_they_are_needed_alone() -> None:
+def test_timm_and_torchvision_are_imported_lazily() -> None:
     look = (
         "import sys, featkit_train.published.pretrained; "
         "print(sorted({'timm', 'torchvision', 'huggingface_hub'} & set(sys.modules)))"

@@ -33,7 +33,7 @@ TIMM: dict[
     "regnetx_002": ({}, 64),  # a stem among its maps
     "mobilenetv3_small_050": ({}, 64),  # a vector that is wider than the last map
     "test_vit2": ({"depth": 3}, 32),  # no class token is pooled
-    # height and width ahead of the channels
+    # height and width before the channels
     "swin_tiny_patch4_window7_224": ({"depths": (1, 1, 1, 1), "embed_dim": 24}, 224),
     "vit_small_plus_patch16_dinov3": ({"depth": 3}, 32),  # registers
 }
@@ -122,7 +122,7 @@ def test_the_deepest_exit_is_the_network_without_exits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXITS)
-def test_layers_are_exits_in_the_order_asked_for_and_no_others_run(name: str) -> None:
+def test_only_the_exits_asked_for_are_computed(name: str) -> None:
     backbone, images = exited(name), draw_images()
     every = backbone.all_exits(images)
     backbone.exits[0].register_forward_hook(
@@ -156,9 +156,7 @@ def test_every_stage_runs_once_for_all_exits(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXITS)
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_a_cut_network_gives_the_exits_very_features_and_holds_what_they_need_alone(
-    name: str, number: int
-) -> None:
+def test_a_cut_network_equals_the_exit_and_holds_no_more(name: str, number: int) -> None:
     backbone, images = exited(name), draw_images()
     cut = backbone.cut(number)
     assert (cut.depth, cut.width, cut.patch, cut.has_attention) == (
@@ -219,7 +217,7 @@ def test_other_families_of_timms_are_cut_exactly_too(arch: str) -> None:
     ] == []
 
 
-def test_a_bottleneck_brings_a_map_to_the_deepests_width_and_size() -> None:
+def test_an_exit_has_the_width_and_size_of_the_deepest() -> None:
     exit_ = drawn(ShrinkingExit((6, 8, 12, 20), (4, 8, 16, 16)))
     shapes = []
     for side in (1, 2, 5, 8):
@@ -251,7 +249,7 @@ def test_a_bottleneck_brings_a_map_to_the_deepests_width_and_size() -> None:
     ]
 
 
-def test_an_exit_of_tokens_equals_its_formula_in_value_and_gradient() -> None:
+def test_a_token_exit_equals_its_formula() -> None:
     exit_ = drawn(TokenExit(6)).double()
     places = torch.randn(
         2, 6, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
@@ -282,14 +280,14 @@ def test_running_figures_of_exits_move_in_training_alone() -> None:
 
 
 @pytest.mark.parametrize("exits", [(0,), (4,), (2, 1), (1, 1), (-1,), (1, 2, 3, 4)])
-def test_exits_that_are_not_there_are_refused_with_those_that_are(exits: tuple[int, ...]) -> None:
+def test_a_missing_exit_is_refused_with_the_existing_ones(exits: tuple[int, ...]) -> None:
     with refused("after the stages 1 to 3", list(exits)):
         build_backbone(config("timm:resnet18", **SMALL_RESNET, exits=exits))
     with refused("after the blocks 1 to 2", [3]):
         build_backbone(dataclasses.replace(CONFIGS["torchvision ViT"], exits=(3,)))
 
 
-def test_a_network_that_shows_nothing_on_the_way_is_told_which_do() -> None:
+def test_a_network_without_stage_outputs_is_refused() -> None:
     with refused("ResNets", "vision transformers", "densenet121"):
         build_backbone(config("torchvision:densenet121", exits=(1,)))
 

@@ -114,7 +114,7 @@ def test_prototypes_count_by_direction_alone() -> None:
     torch.testing.assert_close(along, torch.zeros_like(along), rtol=0, atol=1e-4)
 
 
-def test_logits_are_cosines_that_the_bottlenecks_length_does_not_change() -> None:
+def test_logits_do_not_depend_on_the_bottlenecks_length() -> None:
     head, rows = drawn_head(), features()
     before = head(rows).detach()
     assert before.abs().max() <= 1 + 1e-6
@@ -222,7 +222,7 @@ def linear_head(config: HeadConfig, *, width: int, seed: int) -> ProjectionHead:
 
 @settings(max_examples=50, deadline=None)
 @given(config=configs(), width=WIDTHS, batch=st.integers(1, 9), exponent=EXPONENTS, seed=SEEDS)
-def test_logits_are_cosines_times_what_of_a_prototypes_length_counts(
+def test_logits_are_cosines_times_the_kind_of_length(
     config: HeadConfig, width: int, batch: int, exponent: int, seed: int
 ) -> None:
     head = drawn_head(config, width=width, seed=seed).double()
@@ -245,7 +245,7 @@ def test_logits_are_cosines_times_what_of_a_prototypes_length_counts(
 
 @settings(max_examples=50, deadline=None)
 @given(config=configs(), width=WIDTHS, batch=st.integers(1, 9), exponent=EXPONENTS, seed=SEEDS)
-def test_the_bottleneck_has_length_one_when_it_meets_the_prototypes(
+def test_the_bottleneck_is_a_unit_vector(
     config: HeadConfig, width: int, batch: int, exponent: int, seed: int
 ) -> None:
     config = dataclasses.replace(config, num_prototypes=config.bottleneck_width)
@@ -262,7 +262,7 @@ def test_the_bottleneck_has_length_one_when_it_meets_the_prototypes(
 
 @settings(max_examples=50, deadline=None)
 @given(config=configs(), width=WIDTHS, factor=st.floats(1e-4, 1e4), seed=SEEDS)
-def test_without_layers_between_and_biases_the_length_of_features_does_not_count(
+def test_a_linear_head_ignores_the_length_of_features(
     config: HeadConfig, width: int, factor: float, seed: int
 ) -> None:
     head = linear_head(config, width=width, seed=seed)
@@ -274,7 +274,7 @@ def test_without_layers_between_and_biases_the_length_of_features_does_not_count
 
 @settings(max_examples=50, deadline=None)
 @given(config=configs(), exponent=st.integers(-3, 6), seed=SEEDS)
-def test_prototypes_keep_the_length_that_counts_however_far_a_step_moves_them(
+def test_a_large_step_keeps_the_length_of_prototypes(
     config: HeadConfig, exponent: int, seed: int
 ) -> None:
     # the length of free ones is theirs to change
@@ -309,7 +309,7 @@ def test_prototypes_keep_the_length_that_counts_however_far_a_step_moves_them(
 
 @settings(max_examples=50, deadline=None)
 @given(config=configs(), width=WIDTHS, batch=st.integers(1, 9), exponent=EXPONENTS, seed=SEEDS)
-def test_logits_of_a_image_are_its_own_whatever_else_is_in_the_batch(
+def test_logits_do_not_depend_on_the_rest_of_the_batch(
     config: HeadConfig, width: int, batch: int, exponent: int, seed: int
 ) -> None:
     head = drawn_head(config, width=width, seed=seed).double().train()

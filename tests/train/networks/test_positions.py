@@ -52,7 +52,7 @@ def interpolated(table: Tensor, height: int, width: int, *, rule: ResampleRule) 
 
 @pytest.mark.parametrize("family", RULES)
 @pytest.mark.parametrize(("height", "width"), GRIDS)
-def test_resampling_is_torchs_with_the_familys_scale_in_values_and_gradients(
+def test_resampling_equals_torchs_with_the_familys_scale(
     height: int, width: int, family: str
 ) -> None:
     rule = RULES[family]
@@ -81,7 +81,7 @@ def test_a_table_need_not_be_square(antialias: bool) -> None:
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_the_table_at_its_own_size_is_itself(rule: ResampleRule) -> None:
-    # The released code returns it as it is, ahead of any offset; and adds the offset to both sides
+    # The released code returns it as it is, before any offset; and adds the offset to both sides
     # when one is foreign.
     table = random_table()
     torch.testing.assert_close(resample_table(table, 6, 6, rule=rule), table, rtol=0, atol=1e-6)
@@ -146,7 +146,7 @@ def test_a_rotation_turns_pairs_of_channels_and_keeps_lengths() -> None:
     torch.testing.assert_close(turned.norm(dim=-1), tokens.norm(dim=-1))
 
 
-def test_rotated_products_depend_on_the_distance_of_patches_alone() -> None:
+def test_rotated_products_depend_only_on_distance() -> None:
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(16, generator=generator), torch.randn(16, generator=generator)
     sine, cosine = rotary_table(4, 6, periods=rotary_periods(16, base=100.0))

@@ -170,7 +170,7 @@ def draw_images(config: ViTConfig, size: str, *, batch: int = 2) -> Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_parameter_has_one_name_in_the_reference_and_none_is_left_over(family: str) -> None:
+def test_parameters_match_those_of_the_reference(family: str) -> None:
     ours = drawn_backbone(FAMILIES[family])
     theirs = {
         name: tensor.shape
@@ -184,7 +184,7 @@ def test_every_parameter_has_one_name_in_the_reference_and_none_is_left_over(fam
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_vit_is_the_family_in_outputs_and_gradients(family: str, size: str) -> None:
+def test_the_vit_equals_the_family_in_outputs_and_gradients(family: str, size: str) -> None:
     config = FAMILIES[family]
     ours, theirs = drawn_backbone(config, seed=1), make_reference(family)
     assert (
@@ -230,7 +230,7 @@ def gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
 
 
-def test_a_masked_key_bias_changes_nothing_and_learns_nothing() -> None:
+def test_a_masked_key_bias_changes_and_learns_nothing() -> None:
     config = FAMILIES["dinov3"]
     backbone, images = drawn_backbone(config), draw_images(FAMILIES["dinov3"], "small")
     before = backbone(images)
@@ -247,7 +247,7 @@ def test_a_masked_key_bias_changes_nothing_and_learns_nothing() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_image_does_not_see_the_others_of_its_batch(family: str) -> None:
+def test_an_image_does_not_depend_on_the_rest_of_its_batch(family: str) -> None:
     backbone, images = (
         drawn_backbone(FAMILIES[family]),
         draw_images(FAMILIES[family], "small", batch=3),
@@ -259,7 +259,7 @@ def test_a_image_does_not_see_the_others_of_its_batch(family: str) -> None:
         torch.testing.assert_close(alone.patch_tokens[0], together.patch_tokens[number])
 
 
-def test_both_ways_to_attend_are_one_in_values_and_gradients(
+def test_plain_and_fused_attention_are_equal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -290,7 +290,7 @@ def test_heads_that_do_not_fit_are_refused(sizes: dict[str, Any], sentence: str)
         ViTConfig(**sizes)
 
 
-def test_new_weights_are_drawn_and_a_new_layer_scale_is_its_config() -> None:
+def test_new_weights_are_drawn_and_layer_scale_is_constant() -> None:
     torch.manual_seed(0)
     config = dataclasses.replace(FAMILIES["dinov2_reg_swiglu"], layer_scale=1e-5)
     backbone = VisionTransformer(config)
@@ -330,14 +330,14 @@ def weighted_gradients(backbone: VisionTransformer, features: Features) -> dict[
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_with_nothing_hidden_nor_left_out_a_student_is_the_backbone(family: str) -> None:
+def test_a_student_without_masks_and_noise_is_the_backbone(family: str) -> None:
     backbone, images = learning(family)
     for ours, expected in zip(backbone.student_forward(images), backbone(images), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["dino", "dinov3"])
-def test_a_hidden_patch_is_the_mask_token_at_its_place(family: str) -> None:
+def test_a_masked_patch_is_the_mask_token_at_its_position(family: str) -> None:
     backbone, images = learning(family)
     config = FAMILIES[family]
     height, width = images.shape[2] // config.patch, images.shape[3] // config.patch
@@ -362,7 +362,7 @@ def test_a_hidden_patch_is_the_mask_token_at_its_place(family: str) -> None:
         torch.testing.assert_close(ours, expected)
 
 
-def test_what_is_hidden_does_not_reach_the_student() -> None:
+def test_masked_pixels_do_not_reach_the_student() -> None:
     backbone, images = learning("dino")
     patch = FAMILIES["dino"].patch
     masks = torch.zeros(3, images.shape[2] // patch, images.shape[3] // patch, dtype=torch.bool)
@@ -398,7 +398,7 @@ def plain_loop(backbone: VisionTransformer, images: Tensor, noise: Noise) -> Ten
 
 
 @pytest.mark.parametrize("family", ["dino", "dinov2_reg_swiglu", "dinov3"])
-def test_stochastic_depth_is_the_loop_over_images_in_values_and_gradients(family: str) -> None:
+def test_stochastic_depth_equals_the_loop_over_images(family: str) -> None:
     backbone, images = learning(family)
     noise = some_noise(backbone.depth, scale=1.3)
     prefix = 1 + FAMILIES[family].num_registers
@@ -417,7 +417,7 @@ def test_stochastic_depth_is_the_loop_over_images_in_values_and_gradients(family
         )
 
 
-def test_branches_that_are_left_out_are_not_computed() -> None:
+def test_skipped_branches_are_not_computed() -> None:
     backbone, images = learning("dino")
     seen: list[int] = []
     for block in backbone.blocks:
@@ -433,7 +433,7 @@ def test_branches_that_are_left_out_are_not_computed() -> None:
 
 
 @pytest.mark.parametrize("family", ["dinov2_reg_swiglu", "dinov3"])
-def test_blocks_computed_again_give_the_same_features_and_gradients_bit_for_bit(
+def test_activation_checkpointing_changes_no_bit(
     family: str,
 ) -> None:
     backbone, images = learning(family)
@@ -452,9 +452,7 @@ def test_blocks_computed_again_give_the_same_features_and_gradients_bit_for_bit(
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 @pytest.mark.parametrize("left_out", [False, True])
-def test_a_class_token_wanted_alone_is_the_same_in_values_and_gradients(
-    family: str, left_out: bool
-) -> None:
+def test_class_only_gives_the_same_class_token(family: str, left_out: bool) -> None:
     backbone, images = learning(family)
     noise = some_noise(backbone.depth) if left_out else Noise()
     weights = torch.randn(backbone.width, generator=torch.Generator().manual_seed(4))
@@ -476,7 +474,7 @@ def test_a_class_token_wanted_alone_is_the_same_in_values_and_gradients(
         torch.testing.assert_close(few_gradients[name], expected, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_stretched_coordinates_turn_by_angles_so_much_larger() -> None:
+def test_stretched_coordinates_scale_the_angles() -> None:
     backbone, images = learning("dinov3")
     stretched = backbone.student_forward(images, noise=Noise((), 1.5))
     assert not torch.allclose(stretched.class_token, backbone.student_forward(images).class_token)
@@ -486,7 +484,7 @@ def test_stretched_coordinates_turn_by_angles_so_much_larger() -> None:
     )
 
 
-def test_a_norm_of_its_own_is_of_the_class_token_alone() -> None:
+def test_a_separate_norm_is_for_the_class_token_only() -> None:
     backbone, images = learning("dinov2")
     norm = nn.LayerNorm(FAMILIES["dinov2"].width)
     with torch.no_grad():
@@ -523,7 +521,7 @@ class Mean(Backbone):
         {"norm": nn.LayerNorm(3)},
     ],
 )
-def test_a_backbone_that_cannot_hide_or_leave_out_refuses_to(more: dict[str, Any]) -> None:
+def test_a_backbone_without_masks_or_noise_refuses_them(more: dict[str, Any]) -> None:
     backbone, images = Mean(patch=4, width=3, depth=1), torch.rand(1, 3, 8, 8)
     assert torch.equal(backbone.student_forward(images).class_token, backbone(images).class_token)
     with pytest.raises(ValueError, match="Mean has no mask token, no stochastic depth"):

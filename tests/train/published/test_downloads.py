@@ -148,7 +148,7 @@ def cache(tmp_path: Path, repository: str) -> Path:
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", ["dinov2_vits14", "dino_vits16"])
-def test_without_a_network_the_files_their_place_and_the_command_are_named(name: str) -> None:
+def test_offline_message_names_files_address_and_command(name: str) -> None:
     repository = PUBLISHED[name].hub
     command = f"featkit export {name} --weights FOLDER --out m.onnx"
     with refused(
@@ -164,7 +164,7 @@ def test_without_a_network_the_files_their_place_and_the_command_are_named(name:
 
 
 @pytest.mark.usefixtures("offline")
-def test_without_a_network_a_gated_repository_is_told_with_its_license() -> None:
+def test_offline_message_names_the_license_of_a_gated_model() -> None:
     words = (
         "cannot be reached",
         "DINOv3 License",
@@ -182,7 +182,7 @@ def test_a_gated_repository_says_what_to_accept_and_where(hub: Callable[[str], N
         with refused(
             "facebook/dinov3-vits16-pretrain-lvd1689m is gated",
             "DINOv3 License",
-            "accept at https://huggingface.co/facebook/dinov3-vits16-pretrain-lvd1689m",
+            "License at https://huggingface.co/facebook/dinov3-vits16-pretrain-lvd1689m",
             "hf auth login",
             "featkit export dinov3_vits16 --weights FOLDER",
             error=EnvironmentProblem,
@@ -413,11 +413,11 @@ SERVER_FAILURES: dict[str, tuple[Answer, str]] = {
     "cut": (giving(b"weig", length=7), "connection broke after 4 of 7 bytes"),
     "nothing": (giving(b"", length=7), "connection broke after 0 of 7 bytes"),
     "cut without a length": (giving(checkpoint()[:-100]), "damaged or cut short"),
-    "a page": (giving(b"<html>Log in</html>", length=19), "an HTML page in place of the weights"),
-    "a message": (giving(b'{"error": "rate limit"}', length=23), "in place of the weights"),
+    "a page": (giving(b"<html>Log in</html>", length=19), "an HTML page instead of the weights"),
+    "a message": (giving(b'{"error": "rate limit"}', length=23), "instead of the weights"),
     "an error in XML": (
         giving(b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>"),
-        "in place of the weights",
+        "instead of the weights",
     ),
     "forbidden": (refusing(403), "refuses access (403)"),
     "not found": (refusing(404), "has nothing with that name (404)"),

@@ -534,7 +534,7 @@ def test_a_folder_as_timm_keeps_it_on_the_hub_loads_by_its_path(form: str, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_checkpoint_of_lightnings_with_its_callbacks_and_options_loads(
+def test_a_lightning_checkpoint_loads(
     row: Published, states: Mapping[str, State], tmp_path: Path
 ) -> None:
     lightning = import_quietly("pytorch_lightning")

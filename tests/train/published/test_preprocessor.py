@@ -263,7 +263,7 @@ def test_a_config_without_what_is_needed_is_refused(tmp_path: Path, text: str, w
         read_config(tmp_path)
 
 
-def test_a_model_of_images_and_text_keeps_its_patch_under_vision_config(tmp_path: Path) -> None:
+def test_vision_config_holds_the_patch_of_text_models(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         '{"model_type": "siglip", "vision_config": {"patch_size": 16}}'
     )
@@ -274,7 +274,7 @@ def test_a_model_of_images_and_text_keeps_its_patch_under_vision_config(tmp_path
 # Files, their order, and what they leave out
 
 
-def test_a_field_that_is_left_out_has_the_default_of_the_named_class(tmp_path: Path) -> None:
+def test_a_missing_field_has_the_default_of_the_class(tmp_path: Path) -> None:
     transformers = import_quietly("transformers")
     for name in (
         "BitImageProcessor",
@@ -292,7 +292,7 @@ def test_a_field_that_is_left_out_has_the_default_of_the_named_class(tmp_path: P
         assert read_preprocessor(bare) == read_preprocessor(whole), name
 
 
-def test_a_file_that_names_no_class_leaves_the_rest_to_the_familys_recipe(tmp_path: Path) -> None:
+def test_without_a_class_missing_fields_are_the_familys(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(
         '{"image_mean": [0.4, 0.5, 0.6], "size": {"shortest_edge": 300}}'
     )
@@ -300,7 +300,7 @@ def test_a_file_that_names_no_class_leaves_the_rest_to_the_familys_recipe(tmp_pa
     assert read_preprocessor(tmp_path, patch=14, default=EXPECTED) == expected
 
 
-def test_the_processor_inside_a_processor_config_wins_as_in_transformers(tmp_path: Path) -> None:
+def test_processor_config_wins_over_preprocessor_config(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(DINOV2))
     (tmp_path / "processor_config.json").write_text('{"processor_class": "SomeProcessor"}')
     assert find_preprocessor(tmp_path) == tmp_path / "preprocessor_config.json"
@@ -317,7 +317,7 @@ def test_a_folder_without_any_says_nothing(tmp_path: Path) -> None:
     assert find_preprocessor(tmp_path) is None
 
 
-def test_a_size_that_the_patch_does_not_divide_is_refused_with_the_nearest() -> None:
+def test_a_size_not_divided_by_the_patch_is_refused() -> None:
     with refused(
         "some.json leads to images of 225×225, which the patch of 14 does not divide",
         "--size 224 or 238",

@@ -156,9 +156,7 @@ def test_a_released_file_gives_the_familys_vit(name: str, scratch: Path) -> None
 @pytest.mark.parametrize(
     ("name", "side"), [("dino_vits8", 28), ("dinov2_vits14", 37), ("dinov2_vits14_reg", 37)]
 )
-def test_a_long_table_of_positions_is_taken_as_it_is_at_its_own_size(
-    name: str, side: int, scratch: Path
-) -> None:
+def test_a_long_position_table_is_kept_at_its_own_size(name: str, side: int, scratch: Path) -> None:
     model = published.reference(name, depth=1)
     torch.save(published.official(name, model), scratch / "weights.pth")
     backbone, _ = load_published(with_depth(PUBLISHED[name], 1), weights=scratch / "weights.pth")
@@ -175,7 +173,7 @@ def test_a_released_file_gives_the_familys_convnext(name: str, scratch: Path) ->
 
 
 @pytest.mark.parametrize("with_classifier", [False, True])
-def test_a_released_file_gives_the_resnet_with_its_running_statistics(
+def test_a_released_resnet_keeps_its_running_statistics(
     with_classifier: bool, scratch: Path
 ) -> None:
     model = published.reference("dino_resnet50")
@@ -364,9 +362,7 @@ def test_a_folder_of_an_unpublished_size_is_refused(
         load_pretrained(str(tmp_path))
 
 
-def test_a_satellites_folder_is_told_from_the_other_by_its_statistics(
-    tmp_path: Path, asked: Asked
-) -> None:
+def test_a_satellite_folder_is_recognized_by_its_statistics(tmp_path: Path, asked: Asked) -> None:
     published.config_of("dinov3_vitl16").save_pretrained(tmp_path)
     load_pretrained(str(tmp_path))
     place = tmp_path / "preprocessor_config.json"
@@ -695,7 +691,7 @@ def test_the_nearest_model_is_named_where_none_fits(scratch: Path) -> None:
         load_pretrained("dinov2_vitb14", weights=scratch / "weights.pth")
 
 
-def test_a_whole_file_is_refused_for_a_shorter_backbone_and_a_part_for_a_longer(
+def test_a_file_of_another_depth_is_refused(
     scratch: Path,
 ) -> None:
     path = save_official(scratch, "dino_vits16", depth=2)
@@ -832,7 +828,7 @@ def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
         load_pretrained(str(tmp_path))
 
 
-def test_a_run_loads_by_its_folder_or_its_file_and_takes_no_weights(tmp_path: Path) -> None:
+def test_a_run_loads_by_folder_or_file_without_weights(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", config=CONFIGS["dino"], seed=3)
     for place in (run, run / "backbone.safetensors"):
         backbone, info = load_pretrained(str(place))

@@ -163,7 +163,7 @@ def test_a_distributed_checkpoint_is_the_tree_that_was_saved(
     )
 
 
-def test_its_folder_any_of_its_files_and_its_metadata_stand_for_it(
+def test_a_distributed_checkpoint_loads_by_any_of_its_files(
     distributed: tuple[Path, Mapping[str, Any]],
 ) -> None:
     folder, tree = distributed

@@ -332,7 +332,7 @@ def test_a_folder_of_the_hubs_cache_says_where_its_files_are(tmp_path: Path) -> 
         read_weights(tmp_path)
 
 
-def test_an_index_joins_its_files_and_the_sum_is_over_all_of_them(tmp_path: Path) -> None:
+def test_an_index_joins_its_files_and_their_sums(tmp_path: Path) -> None:
     index = {"weight_map": {"cls_token": "a.safetensors", "norm.weight": "b.safetensors"}}
     folder = folder_of(
         tmp_path,
@@ -403,7 +403,7 @@ def test_a_file_of_an_index_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_weights_in_folders_of_a_run_are_named(place: str, tmp_path: Path) -> None:
     (tmp_path / place).parent.mkdir(parents=True)
     torch.save(STATE, tmp_path / place)
-    with refused(tmp_path, f"name one of those in its folders: {place}"):
+    with refused(tmp_path, f"Name one of those in its folders: {place}"):
         read_weights(tmp_path)
 
 

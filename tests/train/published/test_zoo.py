@@ -92,7 +92,7 @@ def test_a_geometry_is_the_familys_and_fits_the_patches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_row_says_where_its_weights_are_and_under_which_license(name: str) -> None:
+def test_a_row_has_an_address_and_a_license(name: str) -> None:
     row = PUBLISHED[name]
     assert row.hub or row.url
     assert row.source == (f"hf.co/{row.hub}" if row.hub else row.url)

@@ -1,2 +1,1 @@
-"""What learns: one Vision Transformer, others borrowed, heads, and what is left out or averaged
-while they learn."""
+"""Backbones, heads, and the parts of training that only networks need."""

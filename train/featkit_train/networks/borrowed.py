@@ -43,7 +43,7 @@ class ResNet(Backbone):
 
 
 class ConvNeXt(Backbone):
-    """timm's ConvNeXt as in DINOv3: one norm, applied to the pooled vector and to every position."""
+    """timm's ConvNeXt as in DINOv3: one norm for the pooled vector and every position."""
 
     def __init__(self, arch: str, **sizes: Any) -> None:
         body = borrow("timm").create_model(arch, pretrained=False, num_classes=0, **sizes)
@@ -96,8 +96,7 @@ class TorchvisionModel(Backbone):
         body = torchvision_body(arch, small_stem=small_stem, **options)
         pooled, feature_map, last = _torchvision_nodes(body, arch)
         super().__init__(patch=torchvision_stride(body), width=last.in_features, depth=1)
-        # torch.fx traces the network once for training and once for evaluation, and drops what comes
-        # after the two nodes.
+        # torch.fx traces the network for training and evaluation, and drops what follows the nodes.
         extraction = borrow("torchvision.models.feature_extraction")
         wanted = {pooled: "pooled"}
         if feature_map is not None:
@@ -218,7 +217,7 @@ def resnet_strides(body: Any) -> tuple[int, ...]:
 
 
 def borrow(module: str) -> Any:
-    """Import torchvision or timm. EnvironmentProblem if it is missing or does not fit this torch."""
+    """Import torchvision or timm. EnvironmentProblem if it is missing or misfits torch."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

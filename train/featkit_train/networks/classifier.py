@@ -47,7 +47,7 @@ class ClassifierConfig:
 
 
 class Outputs(NamedTuple):
-    """Logits (E, B, K) and vectors (E, B, D) of all exits, patch tokens (B, h, w, D) of the deepest."""
+    """Logits (E, B, K) and vectors (E, B, D) of exits; patch tokens (B, h, w, D) of the last."""
 
     logits: Tensor
     vectors: Tensor

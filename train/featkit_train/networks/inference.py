@@ -28,7 +28,7 @@ def over_images(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> np.ndarray:
-    """Map images (N, H, W, 3) uint8 to (N, ...) float32: what `read` returns for each batch, joined.
+    """Map images (N, H, W, 3) uint8 to (N, ...) float32: what `read` returns per batch.
 
     read: takes the module's outputs for a batch.
     """
@@ -49,7 +49,7 @@ def unit_class_token(features: Features) -> Tensor:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put every submodule in evaluation mode inside the block, and restore its own mode after it."""
+    """Put every submodule in evaluation mode inside the block; restore its mode after it."""
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:

@@ -89,8 +89,8 @@ def build_trunk(library: str, arch: str, *, small_stem: bool = False, **options:
     if isinstance(body, models.VisionTransformer):
         return ViTTrunk(body)
     raise InputError(
-        f"torchvision's {arch} cannot have exits; only its ResNets, ResNeXts and vision transformers"
-        " can. Leave out the exits, or use a network of timm's, most of which can."
+        f"torchvision's {arch} cannot have exits; only its ResNets, ResNeXts and vision"
+        " transformers can. Leave out the exits, or use a network of timm's, most of which can."
     )
 
 

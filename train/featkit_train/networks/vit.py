@@ -17,6 +17,7 @@ D width, A attention heads, d = D / A. Tokens are in the order class token, regi
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ class Intermediates(NamedTuple):
 
 
 class VisionTransformer(Backbone):
-    """Map images (B, 3, H, W), normalized floats with H and W multiples of the patch, to Features."""
+    """Map normalized images (B, 3, H, W), H and W multiples of the patch, to Features."""
 
     has_attention = True
     registers: Tensor
@@ -108,8 +109,8 @@ class VisionTransformer(Backbone):
         class_only: bool = False,
     ) -> Features:
         """Return Features of the last layer as a student in training needs them; see Backbone."""
-        for last in self.run_blocks(images, masked=masked, noise=noise, class_only=class_only):  # noqa: B007
-            pass  # only the last layer is wanted
+        steps = self.run_blocks(images, masked=masked, noise=noise, class_only=class_only)
+        last = collections.deque(steps, maxlen=1).pop()  # run all blocks, keep the last step
         # Two norms, not one: DINOv3 has a separate norm for the class tokens of small crops.
         class_token = (self.norm if norm is None else norm)(last.tokens[:, 0])  # (B, D)
         if class_only:
@@ -286,8 +287,8 @@ def add_rows(tokens: Tensor, branch: Tensor, kept: Tensor | None) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return softmax(q k^T / sqrt(d)) v of (B, A, N, d) tensors, by the faster of two ways."""
-    # Exporting comes first: the ONNX exporter expands the fused form into nine more nodes per block,
-    # and a comparison with the number of tokens would end up in the graph.
+    # An export takes the plain form, since the fused one becomes nine more nodes per block. It is
+    # tested first: tracing would put a comparison with the number of tokens into the graph.
     if torch.compiler.is_exporting() or (
         q.device.type == "cpu" and q.shape[2] <= PLAIN_ATTENTION_TOKENS
     ):

@@ -1,4 +1,4 @@
-"""Read a Vision Transformer's sizes off the shapes of its weights, and find published ones alike."""
+"""Read a ViT's sizes off the shapes of its weights, and find published ViTs of these sizes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Anatomy:
 
 
 def anatomy_of(outlines: Mapping[str, Tensor]) -> Anatomy | None:
-    """Return the sizes of a ViT from its weights under our names; None if it is not enough of one."""
+    """Return the sizes of a ViT from its weights under our names; None if too few are there."""
     gated = outlines.get("blocks.0.mlp.gate_and_value.weight")
     mlp = outlines.get("blocks.0.mlp.fc1.weight") if gated is None else gated
     patch, token = outlines.get("patch_embed.weight"), outlines.get("class_token")

@@ -66,8 +66,8 @@ def choose(candidates: Sequence[Fit], branch: str | None, *, file: str) -> tuple
         )
     if branch != TEACHER:
         raise InputError(
-            f"{file} has only one set of weights, and nothing in it names them the {branch}'s. Leave"
-            " out --branch."
+            f"{file} has only one set of weights, and nothing in it names them the {branch}'s."
+            " Leave out --branch."
         )
     return PLAIN, by_branch[PLAIN]
 

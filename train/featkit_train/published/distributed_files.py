@@ -46,8 +46,8 @@ def read_distributed(folder: Path) -> Any:
         ) from error
     except (NotReadable, *DAMAGED, AttributeError, TypeError) as error:
         raise InputError(
-            f"{folder / METADATA} is damaged ({first_line(error, most=MAX_SHOWN)}). Copy or download"
-            " the folder again."
+            f"{folder / METADATA} is damaged ({first_line(error, most=MAX_SHOWN)}). Copy or"
+            " download the folder again."
         ) from error
 
 

@@ -1,8 +1,7 @@
-"""Weights from the hub or from their authors' server, kept in the caches that huggingface_hub and
-torch share with others.
+"""Download weights from the hub or from their authors' server into the usual caches.
 
-Nothing is fetched but what a command was asked for, and nothing stays in a cache that is not what
-was asked for.
+The caches are those of huggingface_hub and torch, which other programs share. Only the files that a
+command needs are downloaded, and a file that turns out to be something else is removed again.
 """
 
 from __future__ import annotations
@@ -27,15 +26,17 @@ from featkit_train.published.weight_files import read_weights
 from featkit_train.published.zoo import Published
 
 SAFETENSORS = "model.safetensors"
-# of several files, their index as well
+# The last pattern matches the index of weights in several files, too.
 HUB_FILES = ("config.json", "preprocessor_config.json", "model*.safetensors*")
 CHUNK_BYTES = 1 << 20
+# What huggingface_hub raises for an answer in JSON that is not the hub's.
+OTHER_JSON = (KeyError, TypeError, AttributeError, AssertionError)
 
 
 def download(published: Published, *, quiet: bool = False) -> Path:
-    """The file or folder with a published backbone's weights, fetched unless a cache holds it.
+    """Return the file or folder with a published backbone's weights; download it if necessary.
 
-    EnvironmentProblem when it cannot be fetched, saying what to fetch by hand and how to pass it.
+    EnvironmentProblem if that fails, with what to download by hand and how to pass it.
     """
     if published.hub is None:
         return _from_url(published, quiet=quiet)
@@ -50,9 +51,9 @@ def download(published: Published, *, quiet: bool = False) -> Path:
 
 
 def download_timm(arch: str, settings: Mapping[str, Any], *, quiet: bool = False) -> Path:
-    """model.safetensors of a timm model."""
+    """Return the model.safetensors of a timm model; download it if necessary."""
     repository = str(settings.get("hf_hub_id") or "")
-    # what timm has under the model's own name, and its tag even where the user gave none
+    # timm leaves out a repository with the model's own name; it has the tag of the default weights.
     if repository in ("", "timm/"):
         tag = str(settings.get("tag") or "")
         repository = f"timm/{arch}" if "." in arch or not tag else f"timm/{arch}.{tag}"
@@ -71,118 +72,122 @@ def fetch_repository(
     quiet: bool = False,
     license: str | None = None,
 ) -> Path:
-    """A folder with those files of a Hugging Face repository. `license` is named where its owner
-    has to let the user in."""
-    from huggingface_hub import constants, snapshot_download
+    """Return a folder with those files of a Hugging Face repository.
+
+    by_hand: the command that takes files downloaded by hand. license: of a gated repository.
+    EnvironmentProblem if they cannot be downloaded, with what to do.
+    """
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
-        GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
     )
-    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
-    if quiet:
-        disable_progress_bars()
-    elif not constants.HF_HUB_DISABLE_PROGRESS_BARS:  # which it would warn of
-        enable_progress_bars()
-    # A connection that breaks is an error of the HTTP library's own, whichever this release has:
-    # the base of its HTTP errors.
+    _show_progress(not quiet)
+    # A broken connection raises an error of the HTTP library that this release of huggingface_hub
+    # uses, which is the base of its own HTTP errors.
     broken = cast(type[Exception], HfHubHTTPError.__bases__[0])
-    place = f"https://huggingface.co/{repository}"
-    wanted = _by_hand(files, repository, by_hand)
+    address = f"https://huggingface.co/{repository}"
+    advice = _by_hand(files, repository, by_hand)
     started = time.time()
     try:
         folder = Path(snapshot_download(repository, allow_patterns=list(files)))
     except HFValidationError as error:
         raise InputError(
-            f"{repository} is not the name of a repository, which is OWNER/NAME."
+            f"{repository} is not the name of a repository. Write OWNER/NAME."
         ) from error
     except OfflineModeIsEnabled as error:
-        raise EnvironmentProblem(_out_of_reach(place, wanted, license)) from error
-    # An HTTP library's own errors are no OSError, and a page in place of an answer is a ValueError.
+        raise EnvironmentProblem(_out_of_reach(address, advice, license)) from error
+    # The HTTP library's errors are not OSErrors. A login page instead of JSON gives a ValueError,
+    # and JSON of another server any of the last four.
     except (
         LocalEntryNotFoundError,
         broken,
         OSError,
         ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        AssertionError,
+        *OTHER_JSON,
     ) as error:
-        failure = why_failed(error)
-        if isinstance(error, GatedRepoError) or (
-            license and failure is not None and failure.status in (401, 403)
-        ):
-            raise EnvironmentProblem(
-                f"{repository} is gated: its weights are under the"
-                f" {license or 'license of its page'}, which you have to accept at {place}; then"
-                " log in with `hf auth login` and repeat the command. Or, with the files at hand,"
-                f" `{by_hand}`."
-            ) from error
-        if failure is not None:
-            raise EnvironmentProblem(
-                f"{place} {failure.what}; {failure.advice}. Or {wanted}."
-            ) from error
-        # JSON, but another server's
-        if isinstance(error, KeyError | TypeError | AttributeError | AssertionError):
-            raise EnvironmentProblem(
-                f"{place} {NO_HUB.what}; {NO_HUB.advice}. Or {wanted}."
-            ) from error
-        if isinstance(error, LocalEntryNotFoundError):
-            raise EnvironmentProblem(_out_of_reach(place, wanted, license)) from error
-        raise EnvironmentProblem(
-            f"{repository} could not be fetched ({first_line(error)}); {wanted}."
-        ) from error
+        message = _why_not(error, repository, advice, license)
+        raise EnvironmentProblem(message) from error
     _check_sums(folder, since=started)
     return folder
 
 
-def _out_of_reach(place: str, wanted: str, license: str | None) -> str:
+def _show_progress(wanted: bool) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+
+    if not wanted:
+        disable_progress_bars()
+    elif not constants.HF_HUB_DISABLE_PROGRESS_BARS:  # enabling them would warn of the variable
+        enable_progress_bars()
+
+
+def _why_not(error: Exception, repository: str, advice: str, license: str | None) -> str:
+    """Return a message on a failed download: why it failed and what to do."""
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+
+    address = f"https://huggingface.co/{repository}"
+    failure = why_failed(error)
+    is_forbidden = failure is not None and failure.status in (401, 403)
+    if isinstance(error, GatedRepoError) or (license and is_forbidden):
+        return (
+            f"{repository} is gated. Accept the {license or 'license on its page'} at {address},"
+            f" log in with `hf auth login`, and repeat the command. Or {advice}."
+        )
+    if failure is None and isinstance(error, OTHER_JSON):
+        failure = NO_HUB
+    if failure is not None:
+        return f"{address} {failure.what}; {failure.advice}. Or {advice}."
+    if isinstance(error, LocalEntryNotFoundError):
+        return _out_of_reach(address, advice, license)
+    return f"{repository} could not be downloaded ({first_line(error)}); {advice}."
+
+
+def _out_of_reach(address: str, advice: str, license: str | None) -> str:
     terms = f" (gated: accept the {license} there first)" if license else ""
-    return f"{place} cannot be reached and no cache holds it; {wanted}{terms}."
+    return f"{address} cannot be reached, and the files are not in the cache; {advice}{terms}."
 
 
 def _check_sums(folder: Path, *, since: float) -> None:
-    """Compare files that were fetched just now with the sums that the hub names them by, which its
-    client does not.
+    """Compare files that were just downloaded with the sha256 in their names in the cache.
 
-    EnvironmentProblem for another sum; the file is removed, so that it is fetched again.
+    huggingface_hub does not check it. EnvironmentProblem if one differs; the file is removed, so
+    that the next command downloads it again.
     """
     for path in folder.rglob("*"):
         blob = path.resolve()
         if not re.fullmatch(r"[0-9a-f]{64}", blob.name) or blob.stat().st_mtime < since - 1:
             continue
-        found = sha256_of(blob)
-        if found != blob.name:
+        digest = sha256_of(blob)
+        if digest != blob.name:
             blob.unlink()
             path.unlink(missing_ok=True)
             raise EnvironmentProblem(
-                f"{path.name} arrived with the sha256 {found[:12]}…, not {blob.name[:12]}… as the"
-                " hub says, and was removed; repeat the command. If it happens again, something on"
-                " the way changes downloads."
+                f"{path.name} arrived with the sha256 {digest[:12]}…, but the hub lists"
+                f" {blob.name[:12]}…, so it was removed; repeat the command. If it happens again,"
+                " something between the hub and this machine changes downloads."
             )
 
 
 def _by_hand(files: tuple[str, ...], repository: str, by_hand: str) -> str:
-    place = f"https://huggingface.co/{repository}/tree/main"
+    address = f"https://huggingface.co/{repository}/tree/main"
     names = f"{', '.join(files[:-1])} and {files[-1]}" if len(files) > 1 else files[0]
-    return f"fetch {names} from {place} elsewhere and pass them by `{by_hand}`"
+    return f"download {names} from {address} on another machine and use them with `{by_hand}`"
 
 
 def _incomplete(folder: Path, files: tuple[str, ...], repository: str, by_hand: str) -> str:
-    """What a cache is that was filled in part and cannot be completed, or a repository without
-    weights in this form."""
+    """Return a message on a half-filled cache, or on a repository without weights in this form."""
     return (
-        f"{folder} holds no {files[-1]} and it could not be fetched;"
+        f"{folder} does not have {files[-1]}, and it could not be downloaded;"
         f" {_by_hand(files, repository, by_hand)}."
     )
 
 
 def _from_url(published: Published, *, quiet: bool) -> Path:
-    import torch  # for the place of its cache alone
+    import torch  # only for the location of its cache
 
     assert published.url is not None
     path = (
@@ -191,15 +196,15 @@ def _from_url(published: Published, *, quiet: bool) -> Path:
     if path.is_file():
         return path
     by_hand = (
-        f"fetch it elsewhere and pass it by `featkit export {published.name} --weights"
+        f"download it on another machine and use it with `featkit export {published.name} --weights"
         f" {Path(published.url).name} --out m.onnx`"
     )
     try:
         with replace_file(path) as partial:
             _fetch(published.url, partial, quiet=quiet)
             _check_weights(partial, published.url, by_hand)
-    except (HTTPException, OSError) as error:  # URLError is an OSError
-        if isinstance(error, HTTPError):  # it holds the connection
+    except (HTTPException, OSError) as error:  # urllib's URLError is an OSError
+        if isinstance(error, HTTPError):  # it keeps the connection open
             error.close()
         failure = why_failed(error)
         if failure is not None:
@@ -207,39 +212,43 @@ def _from_url(published: Published, *, quiet: bool) -> Path:
                 f"{published.url} {failure.what}; {failure.advice}. Or {by_hand}."
             ) from error
         raise EnvironmentProblem(
-            f"{published.url} could not be fetched ({first_line(error)}); {by_hand}."
+            f"{published.url} could not be downloaded ({first_line(error)}); {by_hand}."
         ) from error
     return path
 
 
 def _check_weights(file: Path, url: str, by_hand: str) -> None:
-    """EnvironmentProblem for a page, a message or a part of a file in place of the weights, which
-    must not stay in a cache."""
+    """Raise EnvironmentProblem if a download is a web page, a message or a part of the file.
+
+    Such a file must not stay in the cache.
+    """
     with file.open("rb") as stream:
         kind = what_is(stream.read(NUM_BYTES))
     if kind in (HTML, XML, XML_ERROR, JSON, TEXT):
         raise EnvironmentProblem(
-            f"{url} answered with {kind.name} in place of the weights, such as a login page of the"
-            " network; open it in a browser, log in to the network, and repeat the command. Or"
+            f"{url} answered with {kind.name} instead of the weights. It may be a login page of the"
+            " network: open the address in a browser, log in, and repeat the command. Or"
             f" {by_hand}."
         )
     try:
         read_weights(file)
     except InputError as error:
         raise EnvironmentProblem(
-            f"{url} sent a file that is damaged or cut short; repeat the command, or {by_hand}."
+            f"{url} sent a file that is damaged or cut short. Repeat the command, or {by_hand}."
         ) from error
 
 
-def _fetch(url: str, place: Path, *, quiet: bool) -> None:
-    """torch.hub has the same, but takes a connection that breaks for the end of the file. OSError
-    when one breaks."""
+def _fetch(url: str, path: Path, *, quiet: bool) -> None:
+    """Download a file. OSError if the connection breaks.
+
+    torch.hub's download takes a broken connection for the end of the file.
+    """
     from rich.console import Console
     from rich.progress import wrap_file
 
     with (
         urlopen(Request(url, headers={"User-Agent": "featkit"})) as answer,
-        place.open("wb") as file,
+        path.open("wb") as file,
     ):
         promised = int(answer.headers["Content-Length"] or 0)
         console, name = Console(stderr=True), url.rsplit("/", 1)[-1]

@@ -87,7 +87,7 @@ class Fit:
         return rename({name: self.tensors[name].read() for name in stored}, self.keys, what=what)
 
     def mismatches(self) -> str:
-        """Return what does not fit as a clause for people, with the file's names and both shapes."""
+        """Return what does not fit as a clause, with the file's names and both shapes."""
         clauses = [self.problem] if self.problem else []
         if self.missing:
             clauses.append(

@@ -30,7 +30,7 @@ class KeyMap:
     outside: Rules
 
     def ours(self, name: str) -> str | None:
-        """Return featkit's name, or None for a tensor to leave out. KeyError for an unknown name."""
+        """Return featkit's name, None for a tensor to leave out. KeyError for an unknown name."""
         inside = re.match(self.block, name) if self.block else None
         if inside:
             prefix, rest, rules = f"blocks.{inside[1]}.", name[inside.end() :], self.in_block
@@ -188,8 +188,8 @@ HUGGING_FACE_CONVNEXT = KeyMap(
 )
 TIMM = KeyMap(
     outside=(
-        # The classifier, by its names in timm's architectures. `head.norm` and similar belong to the
-        # backbone.
+        # The classifier, by its names in timm's architectures. `head.norm` and similar are the
+        # backbone's.
         (r"(?:head|head_dist|fc|classifier|last_linear)" + LINEAR, None),
         (r"head\.(?:fc|l)" + LINEAR, None),
         (r"(.*)", r"body.\1"),

@@ -1,10 +1,9 @@
-"""Read a pickle as data: no class is imported and no function is called, whatever the file asks
-for.
+"""Read a pickle as data: nothing is imported and no function is called, whatever the file asks.
 
-`pickletools` splits the file into its instructions, and a small stack machine follows them. A class
-or a function is a Global, which is only a name. What an instruction would make of it is an Inert
-object that keeps the arguments, unless the caller's `make` knows better. So options, callbacks and
-whole modules beside the weights need none of their libraries.
+`pickletools` splits the file into instructions, and a small stack machine follows them. A class or
+function becomes a Global, which is only its name. A call becomes an Inert object that keeps the
+arguments, unless the caller's `make` returns something else. So options, callbacks and whole
+modules next to the weights do not need their libraries.
 """
 
 from __future__ import annotations
@@ -16,20 +15,22 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 MAPPINGS = ("dict", "OrderedDict", "defaultdict", "Counter")
-# No file of weights has a reason to name these. They would not run here, but the file is not what
-# it claims to be.
+# A file of weights never needs these. They would not run here, but the file is not what it claims.
 HARMFUL_MODULES = frozenset(
-    "os posix nt subprocess commands pty runpy socket webbrowser shutil ctypes importlib code sys".split()
+    (
+        "os posix nt subprocess commands pty runpy socket webbrowser shutil ctypes importlib code"
+        " sys"
+    ).split()
 )
 HARMFUL_BUILTINS = frozenset("eval exec compile open input __import__ breakpoint".split())
 
 
 class NotReadable(Exception):
-    """A pickle that is damaged, or not a pickle; the text says in which way."""
+    """The file is damaged, or not a pickle; the message is a clause that says how."""
 
 
 class Harmful(Exception):
-    """A pickle that asks for a function that would run a command; `name` is that function."""
+    """The pickle asks for a function that could run a command; `name` is that function."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -38,7 +39,7 @@ class Harmful(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """A class or a function that a pickle names."""
+    """The name of a class or function in a pickle."""
 
     module: str
     name: str
@@ -53,8 +54,7 @@ class Global:
 
 @dataclass(eq=False, slots=True)
 class Inert:
-    """What would be an object: the class or function, its arguments, the state it would be given,
-    and its items."""
+    """An object that was not made: its class or function, arguments, state and items."""
 
     made_by: object
     args: tuple[Any, ...] = ()
@@ -62,7 +62,7 @@ class Inert:
     items: dict[Any, Any] = field(default_factory=dict)
 
     def attribute(self, name: str) -> Any:
-        """An attribute that the state would have set, or None."""
+        """Return an attribute that the state would have set, or None."""
         state = (
             self.state[0] if isinstance(self.state, tuple) and len(self.state) == 2 else self.state
         )
@@ -76,22 +76,22 @@ def unpickle(
     file: IO[bytes],
     *,
     make: Make = lambda made_by, args: Inert(made_by, args),
-    stored: Callable[[Any], Any] = lambda told: told,
+    stored: Callable[[Any], Any] = lambda identity: identity,
 ) -> Any:
-    """Return what one pickle holds, and leave the file behind it.
+    """Return the content of one pickle, and leave the file at its end.
 
-    make: gets each call that the pickle asks for, and returns what stands for its result. stored:
-    gets the identity of each object that is kept elsewhere, such as a tensor's numbers. NotReadable
-    for what is not a pickle; Harmful for one that names a function that runs commands.
+    make: gets each call in the pickle and returns what stands for its result. stored: gets the
+    identity of each object that is kept elsewhere, such as a tensor's data.
+    NotReadable if it is not a pickle; Harmful if it names a function that could run a command.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes in text that is none
+            warnings.simplefilter("ignore")  # pickletools warns of invalid escapes in text
             return _Machine(make, stored).run(file)
     except (NotReadable, Harmful):
         raise
-    # What pickletools raises depends on the instruction; what the machine raises, on what is
-    # missing from its stack.
+    # pickletools raises different errors for different instructions, and the machine for whatever
+    # is missing on its stack.
     except (
         ValueError,
         IndexError,
@@ -108,7 +108,7 @@ class _Machine:
     def __init__(self, make: Make, stored: Callable[[Any], Any]) -> None:
         self.make, self.stored = make, stored
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []  # what lies under each mark
+        self.below: list[list[Any]] = []  # the stacks under each mark
         self.memo: dict[int, Any] = {}
 
     def run(self, file: IO[bytes]) -> Any:
@@ -129,7 +129,7 @@ class _Machine:
         return items
 
     def top(self, count: int) -> tuple[Any, ...]:
-        """Take so many values off the stack."""
+        """Take `count` values off the stack."""
         if len(self.stack) < count:
             raise NotReadable("its stack is empty")
         values = tuple(self.stack[-count:])
@@ -218,7 +218,7 @@ class _Machine:
         self.extend(self.from_mark())
 
     def extend(self, items: list[Any]) -> None:
-        if isinstance(self.stack[-1], list):  # of a subclass of list, the items are not needed
+        if isinstance(self.stack[-1], list):  # a subclass of list needs no items
             self.stack[-1].extend(items)
 
     def set_item(self, _: object) -> None:
@@ -237,16 +237,16 @@ class _Machine:
 
 
 def mapping_of(args: tuple[Any, ...]) -> dict[Any, Any]:
-    """What dict(...), or a class of its kind, makes of its arguments."""
-    found: dict[Any, Any] = {}
+    """Return what dict(...), or a similar class, makes of its arguments."""
+    mapping: dict[Any, Any] = {}
     for content in args:
         if isinstance(content, dict):
-            found.update(content)
+            mapping.update(content)
         elif isinstance(content, list | tuple) and all(
             isinstance(pair, list | tuple) and len(pair) == 2 for pair in content
         ):
-            found.update(_paired([value for pair in content for value in pair]))
-    return found
+            mapping.update(_paired([value for pair in content for value in pair]))
+    return mapping
 
 
 def _paired(items: list[Any]) -> dict[Any, Any]:
@@ -254,8 +254,7 @@ def _paired(items: list[Any]) -> dict[Any, Any]:
 
 
 def _hashable(key: Any) -> Any:
-    """A key that can be looked up in no time: the hash of nested tuples takes as long as a file
-    wants it to."""
+    """Return a key that is cheap to hash; nested tuples can take arbitrarily long."""
     if isinstance(key, Inert | Global | str | int | float | bytes | None):
         return key
     if isinstance(key, tuple) and all(

@@ -215,6 +215,6 @@ def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name, known, n=3)
     similar = f"; similar names: {', '.join(near)}" if near else ""
     return (
-        f"{name} is not a published backbone (featkit export --list shows them{similar}), timm:NAME,"
-        f" a run folder, a folder with {CONFIG}, or an existing file."
+        f"{name} is not a published backbone (featkit export --list shows them{similar}),"
+        f" timm:NAME, a run folder, a folder with {CONFIG}, or an existing file."
     )

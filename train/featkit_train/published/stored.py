@@ -1,4 +1,4 @@
-"""A tensor that a file holds: its shape and type are known before its numbers are read."""
+"""A tensor in a file, whose shape and type are known before its data is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor of a file. `read` gives its numbers, mapped from the file or copied."""
+    """A tensor in a file. `read` returns it, mapped from the file or copied."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -20,9 +20,9 @@ class Stored:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its numbers, laid out one after the other."""
+        """Size of its data in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def outline(self) -> Tensor:
-        """The tensor without its numbers, on the device `meta`."""
+        """Return a tensor of this shape and type without data, on the device `meta`."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta")

@@ -41,8 +41,8 @@ def timm_geometry(settings: Mapping[str, Any], patch: int) -> Geometry:
     if interpolation not in INTERPOLATIONS:
         known = ", ".join(INTERPOLATIONS)
         raise InputError(
-            f"timm resizes this model's images with {interpolation}, which featkit does not have; it"
-            f" has {known}."
+            f"timm resizes this model's images with {interpolation}, which featkit does not have;"
+            f" it has {known}."
         )
     crop_pct = given.get("crop_pct", 0.875)
     if not is_number(crop_pct) or not 0 < crop_pct <= 1:

@@ -52,7 +52,7 @@ def read_checkpoint(path: Path) -> Any:
         raise
     except Harmful as error:
         raise InputError(
-            f"{path} is a pickle that asks to run {error.name}, which a file of weights never needs."
+            f"{path} is a pickle that asks to run {error.name}, which weights never need."
             " Nothing in it was run or read. Get the weights from a source you trust, as a"
             " safetensors file if possible."
         ) from error
@@ -81,7 +81,7 @@ def read_zip(file: IO[bytes], path: Path, window: tuple[int, int] | None = None)
     archive = zipfile.ZipFile(file)
     records = {info.filename: info for info in archive.infolist()}
     for info in records.values():
-        del info.CRC  # torch can be told not to compute checksums, and then writes wrong ones
+        del info.CRC  # torch can leave out checksums, and then writes wrong ones
     pickle_record = _pickle_record(records, path)
     prefix = pickle_record.filename.removesuffix("data.pkl")
     order = records.get(f"{prefix}byteorder")

@@ -72,7 +72,7 @@ ReadStorage = Callable[[Storage], Tensor]
 
 
 def tensor_maker(read_storage: ReadStorage, path: Path) -> Callable[[Global, tuple[Any, ...]], Any]:
-    """Return a function for unpickle that turns calls into Stored tensors, or else Inert objects."""
+    """Return a function for unpickle that turns calls into Stored tensors or Inert objects."""
     file_bytes = path.stat().st_size
 
     def make(function: Global, args: tuple[Any, ...]) -> Any:
@@ -146,7 +146,7 @@ def _tensor(
 def storage_of(identity: Any, roots: dict[str, Storage]) -> Any:
     """Return the storage that a pickle refers to.
 
-    identity: ("storage", type, key, device, length) and, in old files, a view: (key, start, length).
+    identity: ("storage", type, key, device, length) and in old files a view (key, start, length).
     roots: the storages so far, by key; the new one is added.
     """
     if not isinstance(identity, tuple) or len(identity) < 5 or as_text(identity[0]) != "storage":

@@ -1,9 +1,9 @@
-"""Reading weights that others trained, without running anything that is in the file.
+"""Read files and folders of weights without running anything in them.
 
-A file is read by what it holds, whatever its suffix: a checkpoint of torch.save (`torch_files`), or
-a safetensors file. A folder is one of Hugging Face's or timm's, of one file or several with an
-index, one of torch.distributed.checkpoint, or one that holds a single file of weights. Which of the
-tensors are the backbone's is for `fitting` to find.
+A file is read by its content, whatever its suffix: a checkpoint of torch.save (`torch_files`) or a
+safetensors file. A folder is as Hugging Face or timm keeps it, with one file or several and an
+index, one of torch.distributed.checkpoint, or one with a single file of weights. `fitting` finds
+out which of the tensors are the backbone's.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 READS = f"featkit reads weights from {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]} files"
 SHARD = re.compile(r"(?P<begin>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
-# What trainings keep beside the weights, in files of their own.
+# What trainings save in other files of the same folder.
 BESIDE = re.compile(
-    r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|sampler)\b.*|optimizer_.*|rng_state_.*"
+    r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|sampler)\b.*"
+    r"|optimizer_.*|rng_state_.*"
 )
 OTHER_LIBRARIES = {
     ".msgpack": "Flax",
@@ -47,8 +48,7 @@ OTHER_LIBRARIES = {
     ".tflite": "TensorFlow Lite",
     ".onnx": "ONNX",
 }
-# Modules that wrap another and put their own word into the names of its weights, wherever they
-# stand.
+# Words that wrapping modules put into the names of weights, at any position.
 WRAPPERS = frozenset(
     "module _orig_mod _fsdp_wrapped_module _fpw_module _checkpoint_wrapped_module _forward_module"
     " _ddp_module".split()
@@ -78,28 +78,27 @@ Group = dict[str, Stored]
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The tensors of a file or folder by the mappings they lie in, and config.json where one lies
-    beside them.
+    """The tensors of a file or folder, by the mapping they are in.
 
-    groups: of a flat file the only name is "", of a checkpoint names are such as "teacher".
+    groups: "" is the only mapping of a flat file; a checkpoint has names such as "teacher".
+    sha256: of the file; of several files, of their sums in order. config: the folder's config.json.
     sharded: names of tensors of which the file has only one process's share.
     """
 
     groups: Mapping[str, Group]
     file: Path
-    sha256: str  # of the file; of several, of their sums in order
+    sha256: str
     config: Mapping[str, Any] = field(default_factory=dict)
     sharded: Sequence[str] = ()
 
 
 def read_weights(path: Path) -> Weights:
-    """The tensors of a file or folder. InputError, naming what is wrong, for one that holds none or
-    cannot be read."""
+    """Return the tensors of a file or folder. InputError if it has none or cannot be read."""
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
         raise InputError(
-            f"{path} does not exist; name a .pth or .safetensors file, or a folder with"
+            f"{path} does not exist. Name a .pth or .safetensors file, or a folder with"
             f" {SAFETENSORS} in it."
         )
     if path.suffix == PIECES or path.name == METADATA:
@@ -129,7 +128,7 @@ def _read_file(path: Path) -> tuple[dict[str, Group], list[str]]:
     with path.open("rb") as file:
         head = file.read(filetypes.NUM_BYTES)
     if not head:
-        raise InputError(f"{path} is empty; copy or download it again.")
+        raise InputError(f"{path} is empty. Copy or download it again.")
     kind = what_is(head)
     if kind == filetypes.SAFETENSORS or (kind is None and path.suffix == ".safetensors"):
         return {"": without_wrappers(_read_safetensors(path))}, []
@@ -142,10 +141,9 @@ def _read_file(path: Path) -> tuple[dict[str, Group], list[str]]:
 
 
 def groups_of(tree: object, path: Path) -> tuple[dict[str, Group], list[str]]:
-    """The tensors of a checkpoint by the mappings they lie in, and the names of those that are one
-    process's share.
+    """Return the tensors of a checkpoint by their mappings, and the names of sharded ones.
 
-    InputError when there is not one tensor.
+    InputError if it has no tensors.
     """
     groups: dict[str, Group] = {}
     sharded: list[str] = []
@@ -161,28 +159,26 @@ def groups_of(tree: object, path: Path) -> tuple[dict[str, Group], list[str]]:
     if not groups and not sharded:
         held = ", ".join(map(str, list(tree)[:4])) if isinstance(tree, dict) else _kind_of(tree)
         raise InputError(
-            f"{path} holds no weights: in their place are {held or 'none at all'}. Name a file of"
-            " weights."
+            f"{path} holds no weights, only {held or 'an empty mapping'}. Name a file of weights."
         )
     return groups, sharded
 
 
 def without_wrappers(group: Group) -> Group:
-    """Names without the words of wrappers such as data parallelism, torch.compile and FSDP,
-    wherever they stand."""
+    """Remove the words of wrappers such as DDP, torch.compile and FSDP from names."""
     plain = {
         ".".join(word for word in name.split(".") if word not in WRAPPERS): name for name in group
     }
-    return (
-        {name: group[theirs] for name, theirs in plain.items()}
-        if len(plain) == len(group)
-        else group
-    )
+    if len(plain) != len(group):  # two names would become one
+        return group
+    return {name: group[theirs] for name, theirs in plain.items()}
 
 
 def _mappings(tree: object) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    """Every mapping of a checkpoint with its place, the outer ones first; each once. A module is a
-    mapping of its weights."""
+    """Yield every mapping of a checkpoint once, with its path, outer ones first.
+
+    A pickled module counts as a mapping of its weights.
+    """
     seen: set[int] = set()
     waiting: list[tuple[tuple[str, ...], object]] = [((), tree)]
     while waiting:
@@ -201,8 +197,8 @@ def _mappings(tree: object) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]
 
 
 def _module(value: Inert) -> dict[str, Stored]:
-    """The weights of a whole module that was pickled, which its state lists by submodules."""
-    found: dict[str, Stored] = {}
+    """Return the weights of a pickled module, whose state lists them by submodule."""
+    weights: dict[str, Stored] = {}
     seen: set[int] = set()
     waiting: list[tuple[str, Inert]] = [("", value)]
     while waiting:
@@ -214,10 +210,10 @@ def _module(value: Inert) -> dict[str, Stored]:
             inner = module.attribute(attribute)
             for name, held in inner.items() if isinstance(inner, dict) else ():
                 if isinstance(held, Stored):
-                    found[f"{prefix}{name}"] = held
+                    weights[f"{prefix}{name}"] = held
                 elif isinstance(held, Inert) and attribute == "_modules":
                     waiting.append((f"{prefix}{name}.", held))
-    return found
+    return weights
 
 
 def _is_share(name: object, value: object) -> bool:
@@ -240,21 +236,22 @@ def _read_safetensors(path: Path) -> Group:
     try:
         with text_path(path) as text:
             file: Any = safe_open(text, framework="pt")
-        return {name: _of_safetensors(file, name, path) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        names = file.keys()  # safe_open is not a mapping
+        return {name: _of_safetensors(file, name, path) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
-            f"{path} is not a safetensors file, or is damaged or cut short ({first_line(error)});"
-            " download it again."
+            f"{path} is not a safetensors file, or is damaged or cut short ({first_line(error)})."
+            " Download it again."
         ) from error
 
 
 def _of_safetensors(file: Any, name: str, path: Path) -> Stored:
     about = file.get_slice(name)
-    told = str(about.get_dtype())
-    dtype = getattr(torch, SAFETENSORS_TYPES.get(told, ""), None)
+    type_name = str(about.get_dtype())
+    dtype = getattr(torch, SAFETENSORS_TYPES.get(type_name, ""), None)
     if dtype is None:
         raise InputError(
-            f"{path} holds {name} as {told}, which featkit does not read; save the weights as"
+            f"{path} stores {name} as {type_name}, which featkit cannot read. Save the weights as"
             " float32 or float16."
         )
 
@@ -263,7 +260,7 @@ def _of_safetensors(file: Any, name: str, path: Path) -> Stored:
             tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError, RuntimeError) as error:
             raise InputError(
-                f"{path} cannot be read at {name} ({first_line(error)}); download it again."
+                f"{path} cannot be read at {name} ({first_line(error)}). Download it again."
             ) from error
         return tensor
 
@@ -290,8 +287,7 @@ def _read_folder(folder: Path) -> Weights:
 
 
 def _only_files(folder: Path) -> list[Path]:
-    """The one file of weights in a folder, or all the shards of one. InputError when there is none,
-    or a choice."""
+    """Return the one file of weights in a folder, or all its shards. InputError for any other."""
     files = sorted(path for path in folder.iterdir() if _is_weights(path))
     if files:
         shards = _shards_beside(files[0])
@@ -301,28 +297,30 @@ def _only_files(folder: Path) -> list[Path]:
             return files
         raise InputError(
             f"{folder} holds {counted(len(files), 'file')} of weights"
-            f" ({_some([path.name for path in files])}); name one."
+            f" ({_some([path.name for path in files])}). Name one."
         )
+    raise InputError(_without_weights(folder))
+
+
+def _without_weights(folder: Path) -> str:
+    """Return a message on a folder without weights: what it has instead, and what to name."""
     others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_LIBRARIES)
     if others:
         library = OTHER_LIBRARIES[Path(others[0]).suffix]
-        raise InputError(f"{folder} holds weights for {library} only ({_some(others)}); {READS}.")
+        return f"{folder} holds only weights for {library} ({_some(others)}); {READS}."
     if (folder / "snapshots").is_dir():
-        raise InputError(
-            f"{folder} is a cache folder of the Hugging Face hub; name the folder below its"
-            " snapshots/."
-        )
+        return f"{folder} is a cache folder of the Hugging Face hub. Name one in its snapshots/."
     below = sorted(
         str(path.relative_to(folder))
         for path in (*folder.glob("*/*"), *folder.glob("*/*/*"))
         if _is_weights(path)
     )
     if below:
-        raise InputError(
-            f"{folder} holds no weights itself; name one of those in its folders: {_some(below)}."
+        return (
+            f"{folder} holds no weights itself. Name one of those in its folders: {_some(below)}."
         )
-    raise InputError(
-        f"{folder} has neither {SAFETENSORS} nor {INDEX}, {BIN} or a single file of weights; name a"
+    return (
+        f"{folder} has neither {SAFETENSORS}, {INDEX}, {BIN} nor a single file of weights. Name a"
         " folder as Hugging Face or timm keeps it, or a file."
     )
 
@@ -336,8 +334,10 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _shards_beside(path: Path) -> list[Path] | None:
-    """All files of a set with names such as `-00001-of-00003`; None for a file that is whole.
-    InputError if one is missing."""
+    """Return all files of a set with names such as `-00001-of-00003`; None for a whole file.
+
+    InputError if one is missing.
+    """
     match = SHARD.fullmatch(path.name)
     if match is None:
         return None
@@ -350,8 +350,8 @@ def _shards_beside(path: Path) -> list[Path] | None:
     if missing or path.name not in names:
         lacks = f"{_some(missing or [path.name])} {'is' if len(missing) < 2 else 'are'}"
         raise InputError(
-            f"{path} is one of {counted(count, 'file')}, of which {lacks} missing; download all of"
-            " them into the same folder."
+            f"{path} is one of {counted(count, 'file')}, but {lacks} missing. Download all of them"
+            " into the same folder."
         )
     return [path.with_name(name) for name in names]
 
@@ -359,24 +359,24 @@ def _shards_beside(path: Path) -> list[Path] | None:
 def _files_of_index(index: Path) -> list[Path]:
     parts = read_json(index).get("weight_map")
     if not isinstance(parts, dict) or not parts:
-        raise InputError(f"{index} names no files under weight_map; it is not a published index.")
+        raise InputError(f"{index} names no files under weight_map. Download it again.")
     if any(
         not isinstance(part, str) or Path(part).name != part or part in ("", "..")
         for part in parts.values()
     ):
-        raise InputError(f"{index} names files outside its folder; it is not a published index.")
+        raise InputError(f"{index} names files outside its folder, so it was not read.")
     files = [index.with_name(part) for part in sorted(set(parts.values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise InputError(
-            f"{index.parent} lacks {_some(missing)}, which {index.name} names; download all of its"
+            f"{index.parent} lacks {_some(missing)}, which {index.name} names. Download all of its"
             " files."
         )
     return files
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. InputError for anything else."""
+    """Return the JSON object in a file. InputError for anything else."""
     try:
         data = path.read_bytes()
         values = json.loads(data.decode("utf-8"))
@@ -384,9 +384,9 @@ def read_json(path: Path) -> dict[str, Any]:
         kind = what_is(data) if isinstance(error, ValueError) else None
         if kind in (filetypes.GIT_LFS_POINTER, filetypes.HTML):
             raise InputError(kind.sentence(str(path), otherwise="download it again")) from error
-        raise InputError(f"{path} cannot be read as JSON: {first_line(error)}.") from error
+        raise InputError(f"{path} cannot be read as JSON ({first_line(error)}).") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path} holds no JSON object.")
+        raise InputError(f"{path} does not hold a JSON object.")
     return values
 
 

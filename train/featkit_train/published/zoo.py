@@ -55,12 +55,12 @@ class Published:
 
     @property
     def source(self) -> str:
-        """Where the weights are, as an address that people can look up."""
+        """The address of the weights, for people."""
         return f"hf.co/{self.hub}" if self.hub else str(self.url)
 
 
 def crop_of_256(patch: int) -> Geometry:
-    """DINO, iBOT and DINOv2 at evaluation: shorter side to 256, bicubic, then center crop to 224."""
+    """DINO, iBOT and DINOv2 at evaluation: shorter side to 256, bicubic, center crop to 224."""
     return Geometry(
         height=224,
         width=224,
