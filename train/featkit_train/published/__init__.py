@@ -1,1 +1,1 @@
-"""Backbones that others trained: their rows, their files, their names for things."""
+"""Published backbones: their rows, their files, their names for weights."""
