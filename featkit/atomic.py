@@ -43,12 +43,12 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in OUT_OF_SPACE:
             raise EnvironmentProblem(
-                f"No space left to write {path}; free some or choose another place."
+                f"No space left to write {path}; free some space, or choose another path."
             ) from error
         if error.errno in FORBIDDING:
             reason = os.strerror(error.errno)  # pyarrow puts its own words into error.strerror
             raise EnvironmentProblem(
-                f"{path} cannot be written: {reason}; choose another place."
+                f"{path} cannot be written: {reason}; choose another path."
             ) from error
         raise
 

@@ -70,7 +70,7 @@ SIGNS = (
     ),
     _Sign(NO_HUB, in_class=("JSONDecodeError", "FileMetadataError")),
     _Sign(
-        Failure("sent another number of bytes than it announced", "repeat the command"),
+        Failure("sent a different number of bytes than it announced", "repeat the command"),
         in_message=("Consistency check failed",),
     ),
     _Sign(

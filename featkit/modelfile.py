@@ -413,4 +413,4 @@ def _varint(data: mmap.mmap, place: int) -> tuple[int, int]:
             return value, place
         shift += 7
         if shift > 63:
-            raise ValueError(f"an endless number at byte {place}")
+            raise ValueError(f"an unterminated number at byte {place}")

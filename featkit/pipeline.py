@@ -40,9 +40,9 @@ class EmbedOptions:
 
     def __post_init__(self) -> None:
         if self.shard_size < 1:
-            raise InputError(f"A shard cannot hold {self.shard_size} items; use 1 or more.")
+            raise InputError(f"The shard size is {self.shard_size}; use 1 or more.")
         if self.workers is not None and self.workers < 1:
-            raise InputError(f"{self.workers} threads cannot do the work; use 1 or more.")
+            raise InputError(f"The number of threads is {self.workers}; use 1 or more.")
 
 
 @dataclass(kw_only=True)

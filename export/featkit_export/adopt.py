@@ -212,11 +212,11 @@ def _geometry(
         _need(file or folder / PREPROCESSOR, "geometry")
         assert file is not None
         source, geometry = file, read_preprocessor(file)
-        remarks.append(f"Images are prepared as {file.name} says: {in_words(geometry)}.")
+        remarks.append(f"Images are prepared as described in {file.name}: {in_words(geometry)}.")
     if size is not None and size != (geometry.height, geometry.width):
         if remarks:
             remarks.append(
-                f"--size {size[0]}x{size[1]} wins over its {geometry.height}×{geometry.width}."
+                f"--size {size[0]}x{size[1]} overrides its {geometry.height}×{geometry.width}."
             )
         source, geometry = f"--size {size[0]}x{size[1]}", geometry.at_size(*size)
     check_patch(geometry, source=source)

@@ -133,7 +133,7 @@ def remarks_on_half(
     # An operator may have no fp32 form; onnxruntime's exceptions share no base but Exception.
     except Exception:
         return [
-            f"{name} computes in fp16, and was compared on a processor, which computes that in"
+            f"{name} computes in fp16, but was compared on a CPU, which computes fp16 nodes in"
             " fp32."
         ]
     draft = placed(adopted, folder, "half-draft.onnx")

@@ -61,9 +61,7 @@ def adopt(
             f"{name} has opset {opset}; export it again with opset {MIN_OPSET} or newer."
         )
     if num_registers < 0:
-        raise InputError(
-            f"A network cannot have {num_registers} registers; give their number, 0 if it has none."
-        )
+        raise InputError(f"A network cannot have {num_registers} registers; pass 0 if it has none.")
     interface = read_interface(model, name=name, feature=feature)
     _check_request(
         interface, feature=feature, outputs=outputs, has_class_token=has_class_token, name=name
@@ -171,8 +169,8 @@ def _check_request(
         and (feature != "cls" or PATCHES in outputs)
     ):
         raise InputError(
-            f"{name} gives only {POOLED} and no patch tokens, which {feature} with"
-            f" {', '.join(outputs)} needs; ask for cls and {EMBEDDING}, or export it again with"
+            f"{name} gives only {POOLED}, but {feature} with"
+            f" {', '.join(outputs)} needs patch tokens; ask for cls and {EMBEDDING}, or export it again with"
             f" {HIDDEN}."
         )
     if not has_class_token and "cls" in feature.split("+"):

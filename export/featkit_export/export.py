@@ -105,8 +105,8 @@ def export_backbone(
             size = (geometry.height, geometry.width)
             remarks = (
                 *remarks,
-                f"This architecture cannot take every size ({error.reason}), so the file takes"
-                f" {size[0]}×{size[1]} alone.",
+                f"This architecture does not accept every size ({error.reason}), so the file accepts"
+                f" only {size[0]}×{size[1]}.",
             )
             traced, comparisons = _proven(module, folder, geometry, size, on_step)
         else:
@@ -134,10 +134,10 @@ def preparation_remarks(
     """Return remarks on a geometry that was read from `file`, and on a size that overrides it."""
     if file is None:
         return ()
-    remarks = [f"Images are prepared as {file} says: {in_words(geometry)}."]
+    remarks = [f"Images are prepared as described in {file}: {in_words(geometry)}."]
     if geometry != published:
         remarks.append(
-            f"--size {geometry.height}x{geometry.width} wins over its"
+            f"--size {geometry.height}x{geometry.width} overrides its"
             f" {published.height}×{published.width}."
         )
     return tuple(remarks)
@@ -298,7 +298,7 @@ def _whitened(manifest: Manifest, whitening: Whitening) -> Manifest:
 
 
 def _speedup(module: EmbeddingGraph, fixed: Traced, folder: Path, geometry: Geometry) -> float:
-    """Return how many times as fast the fixed-size graph is, one image a call.
+    """Return how many times as fast the fixed-size graph is, one image per call.
 
     The graphs run in turns and their medians are compared, so that a change of the machine's load
     affects both.

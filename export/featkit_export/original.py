@@ -116,7 +116,7 @@ def read_interface(model: onnx.ModelProto, *, name: str, feature: str | None = N
     wanted = "one input of pixels (batch, 3, height, width)"
     if len(inputs) != 1:
         raise InputError(
-            f"{name} takes {takes}; featkit needs {wanted}: export it again with that alone."
+            f"{name} takes {takes}; featkit needs {wanted}: export it again with only that input."
         )
     sides, kind = _sizes(inputs[0]), inputs[0].type.tensor_type.elem_type
     channels_last = len(sides) == 4 and sides[3] == 3 and sides[1] != 3
@@ -131,7 +131,7 @@ def read_interface(model: onnx.ModelProto, *, name: str, feature: str | None = N
         )
     if sides[0] not in (None, 1):
         raise InputError(
-            f"{name} takes {takes}, which is {sides[0]} images a call; featkit needs a batch of 1"
+            f"{name} takes {takes}, which is {sides[0]} images per call; featkit needs a batch of 1"
             " or a dynamic one: export it again that way."
         )
     given = {value.name: value for value in model.graph.output}

@@ -77,7 +77,7 @@ def lower(
     manifest = read_manifest(full)
     if manifest.precision != FP32:
         raise InputError(
-            f"{full} already is in {manifest.precision}; convert the {FP32} file that it was made"
+            f"{full} is already in {manifest.precision}; convert the {FP32} file that it was made"
             " from."
         )
     manifest = dataclasses.replace(

@@ -140,7 +140,7 @@ def export(request: ExportRequest, *, on_step: OnStep | None = None) -> ExportRe
 def _lower_model_file(request: ExportRequest, on_step: OnStep) -> ExportReport:
     if request.precision == FP32:
         raise InputError(
-            f"{request.source} already is a model file; use it as it is, or choose a lower"
+            f"{request.source} is already a model file; use it as it is, or choose a lower"
             " --precision for a copy."
         )
     need_extra("export", "onnx", engines=("onnxruntime",))

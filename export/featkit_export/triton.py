@@ -33,7 +33,7 @@ def write_triton(model_path: Path, repository: Path) -> Path:
     manifest.
 
     Triton batches requests if the file allows it. A file whose vectors depend on their batch, or
-    that takes one image a call, gets one image at a time.
+    that takes one image per call, gets one image at a time.
 
     Raises InputError if the file is not a model file or lacks its weights, or if the repository
     already has a model of that name.

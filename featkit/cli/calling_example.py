@@ -24,7 +24,7 @@ def calling_example(path: Path, manifest: Manifest) -> str:
     batch_note = (
         f"(N, {geometry.height}, {geometry.width}, 3): N photos in one call give N vectors"
         if manifest.batch_invariant
-        else "one photo a call, because this file's vectors depend on their batch"
+        else "one photo per call, because this file's vectors depend on their batch"
     )
     return "\n".join(
         [
@@ -32,7 +32,7 @@ def calling_example(path: Path, manifest: Manifest) -> str:
             "import onnxruntime",
             "from PIL import Image, ImageOps",
             "",
-            'image = Image.open("photo.jpg")  # opaque, 8 bits a channel',
+            'image = Image.open("photo.jpg")  # opaque, 8 bits per channel',
             (
                 f'image.draft("RGB", ({side}, {side}))  # decode a large JPEG at a smaller size;'
                 " no effect on other formats"

@@ -38,7 +38,7 @@ def embed(
 ) -> None:
     """Turn the images of SOURCE into unit vectors, one row per image in Parquet files.
 
-    An image that cannot be read becomes a row with the reason, and the rest continues. If the
+    An image that cannot be read becomes a row with the reason, and the command continues. If the
     command is stopped, run it again to resume. Run it later to embed new images, those whose file
     changed in size or time, and those that could not be read.
 

@@ -80,7 +80,7 @@ def export(
         Fold the whitening statistics of `featkit whiten` into the graph.
     size
         Fix the image size in pixels, such as 224 or 336x504 (height x width). The file becomes
-        faster and takes no other size.
+        faster and accepts no other size.
     exit_
         Cut a network with early exits after this one, counted from 1. The default is the deepest
         exit.

@@ -191,7 +191,7 @@ def _now_readable(folder: Embeddings, source: Source) -> str:
         (key for key in gone if any(other.startswith(key.rstrip("/") + "/") for other in keys)),
         None,
     )
-    return "" if mended is None else f" {mended} could not be read then; its images can be now."
+    return "" if mended is None else f" {mended} could not be read then, but its images can be now."
 
 
 def _same_place(name: str, other: str) -> bool:

@@ -461,5 +461,5 @@ def reason_of(error: Exception) -> str:
     if error.args and isinstance(error.args[0], bytes):  # LibRaw's messages are bytes
         message = error.args[0].decode("utf-8", "replace")
     if isinstance(error, UnidentifiedImageError):  # Pillow's message names an object in memory
-        message = "its header makes no sense"
+        message = "its header is invalid"
     return " ".join(message.split()).rstrip(".") or type(error).__name__

@@ -45,8 +45,8 @@ def white_of(levels: np.ndarray, *, name: str, declared: float | None = None) ->
     lowest, highest = _range(levels)
     if lowest < 0 and -lowest > highest * MAX_BELOW_ZERO:
         raise InputError(
-            f"{name} has levels from {lowest:,.6g} to {highest:,.6g}, and the level of black is"
-            " unknown; convert it to levels from 0 up."
+            f"{name} has levels from {lowest:,.6g} to {highest:,.6g}, so the level of black is"
+            " unknown; convert it so that black is 0."
         )
     if declared is not None and highest <= declared:
         return declared

@@ -143,7 +143,7 @@ class Connections:
         ):
             return
         raise InputError(
-            f"{self.path} was replaced, and its log, {self.path.name}-wal, was not; close all"
+            f"{self.path} was replaced, but its log {self.path.name}-wal was not; close all"
             " programs that use the index, and restore all of its files from one copy."
         )
 
@@ -215,7 +215,7 @@ def explained(path: Path) -> Iterator[None]:
         folder = path.parent
         if code == sqlite3.SQLITE_FULL:
             raise EnvironmentProblem(
-                f"No space left to write {folder}; free some or choose another place."
+                f"No space left to write {folder}; free some space, or choose another path."
             ) from error
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN):
             raise EnvironmentProblem(

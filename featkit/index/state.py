@@ -182,7 +182,7 @@ def read_vectors(
     live = np.ones(rows.num_rows, bool)
     deleted = catalogue.deleted_ids()
     if deleted and not 0 <= deleted[0] <= deleted[-1] < rows.num_rows:
-        raise DamagedCatalogue("removed items have ids that were never given")
+        raise DamagedCatalogue("the removed items include ids that were never assigned")
     live[deleted] = False
     sample: dict[int, int] = {}
     if catalogue.has_checksums():

@@ -115,8 +115,8 @@ class CatalogueWriter(CatalogueReader):
         for name in sorted({name for item in items for name in item.metadata} - set(columns)):
             if len(columns) == MAX_METADATA_COLUMNS:
                 raise InputError(
-                    f"The metadata {name!r} cannot be added: an index has at most"
-                    f" {MAX_METADATA_COLUMNS:,} names of metadata. Leave some out."
+                    f"The metadata field {name!r} cannot be added: an index has at most"
+                    f" {MAX_METADATA_COLUMNS:,} metadata fields. Leave some out."
                 )
             column = self._free_column(name)
             self._connection.execute(f"ALTER TABLE items ADD COLUMN {quoted(column)}")
@@ -166,8 +166,8 @@ def _check_kind(key: str, name: str, value: Value, kind: str) -> None:
     if _kind_of(value) != kind:
         other = "booleans" if kind == BOOL else "numbers or text"
         raise InputError(
-            f"{key}: the metadata {name!r} is {value!r}, and the index has {other} under that name;"
-            " use one kind of value for a name."
+            f"{key}: the metadata field {name!r} is {value!r}, but the index has {other} in it;"
+            " use one kind of value per field."
         )
 
 
@@ -184,20 +184,21 @@ def _check(item: NewItem) -> None:
     for name, value in item.metadata.items():
         if not isinstance(name, str):
             raise InputError(
-                f"{item.key}: the metadata's name {name!r} is {_type(name)}; a name is text."
+                f"{item.key}: the metadata field {name!r} is of type {_type(name)}; its name"
+                " must be text."
             )
         if not name or not _storable(name) or (isinstance(value, str) and not _storable(value)):
             raise InputError(
-                f"{item.key}: the metadata {name!r} = {value!r} is empty or not valid text."
+                f"{item.key}: the metadata field {name!r} = {value!r} is empty or not valid text."
             )
         if not isinstance(value, str | int | float | None):
             raise InputError(
-                f"{item.key}: the metadata {name!r} is {_type(value)}; text and numbers are stored,"
-                " so convert it first."
+                f"{item.key}: the metadata field {name!r} is {_type(value)}; only text and numbers can"
+                " be stored, so convert it first."
             )
         if isinstance(value, int) and not MIN_INTEGER <= value <= MAX_INTEGER:
             raise InputError(
-                f"{item.key}: the metadata {name!r} = {value} does not fit into 64 bits."
+                f"{item.key}: the metadata field {name!r} = {value} does not fit into 64 bits."
             )
 
 

@@ -145,7 +145,7 @@ class CatalogueReader:
             self._connection.execute("SELECT name, column_name FROM metadata_columns ORDER BY name")
         )
         if not all(isinstance(text, str) for pair in columns.items() for text in pair):
-            raise DamagedCatalogue("a name of metadata is not text")
+            raise DamagedCatalogue("the name of a metadata field is not text")
         return columns
 
     def metadata_kinds(self) -> dict[str, str]:

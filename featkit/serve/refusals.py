@@ -120,4 +120,4 @@ async def _refuse_route(_: Request, error: HTTPException) -> JSONResponse:
 
 
 async def _fail(_: Request, _error: Exception) -> JSONResponse:  # Starlette logs the traceback
-    return refusal(500, "The server failed at this request; its log has the reason.")
+    return refusal(500, "The server failed to answer this request; its log has the reason.")

@@ -28,7 +28,7 @@ DEFAULT_K = 10
 THUMBNAIL_CACHE = "private, no-cache"
 
 REFUSED_FORM = responses(
-    _413="The request has more bytes than the service takes.",
+    _413="The request has more bytes than the service accepts.",
     _415="The request is not multipart/form-data.",
     _422="An image or a field cannot be used.",
 )
@@ -103,7 +103,7 @@ def check_health(service: ServiceOf, response: Response) -> schemas.Health:
             status, detail = "index unreadable", str(error)
     if service.is_failing:
         status = "model failing"
-        detail = "The model failed at each of the last requests; the server's log has the reason."
+        detail = "The model failed on each of the last requests; the server's log has the reason."
     if status != "ok":
         response.status_code = 503
     return schemas.Health(

@@ -177,4 +177,4 @@ def select_any(source: Source, selection: Selection) -> Source:
 
 def none_left(name: str, count: int) -> str:
     """Return the sentence for a selection that leaves nothing."""
-    return f"{name} has {counted(count, 'image')}, and --include and --exclude leave none of them."
+    return f"{name} has {counted(count, 'image')}, but --include and --exclude leave none of them."

@@ -248,8 +248,8 @@ def _path_column(shown: str, first_row: list[str]) -> tuple[int, bool]:
     if is_image(first_row[0].strip()) or len(names) == 1:
         return 0, False
     raise InputError(
-        f"{shown} has {counted(len(names), 'column')}, and none is known to hold paths of images:"
-        f" {', '.join(printable(name) for name in names[:20])}; call the one that does `path`."
+        f"{shown} has {counted(len(names), 'column')}, and none has a known name for image paths:"
+        f" {', '.join(printable(name) for name in names[:20])}; rename the one with the paths to `path`."
     )
 
 

@@ -71,7 +71,7 @@ def refuse_unused_column(selection: Selection, *sources: Source) -> None:
         return
     names = ", ".join(source.name for source in sources)
     raise InputError(
-        f"--column {selection.column} chooses a column of Parquet files and data sets, and {names}"
+        f"--column {selection.column} applies to Parquet files and data sets only, and {names}"
         " has none that can be read; leave it out."
     )
 
@@ -117,7 +117,7 @@ def _open_file(request: Request) -> Source:
     path = request.path
     if path.name.lower().endswith(COMPRESSED_SUFFIXES):
         raise InputError(
-            f"{path} is compressed and cannot be read at random; unpack it, or make it a .tar."
+            f"{path} is compressed and does not allow random access; unpack it, or convert it to a .tar."
         )
     image = FileSource(str(path), path.parent, [path.name], limits=request.limits)
     return select(image, request.selection)

@@ -127,7 +127,9 @@ def _no_images(schema: pa.Schema, where: str) -> InputError:
 
 
 def _wrong_column(schema: pa.Schema, where: str, column: str, candidates: list[str]) -> str:
-    instead = f"choose {' or '.join(candidates)}" if candidates else "no column of it has images"
+    instead = (
+        f"choose {' or '.join(candidates)}" if candidates else "none of its columns has images"
+    )
     if column not in schema.names:
         return f"{where} has no column {column}; {instead}."
     if schema.names.count(column) > 1:

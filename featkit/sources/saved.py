@@ -115,7 +115,7 @@ class SavedDataset:
                     schema = schema or batch.schema
                     if batch.schema != schema:
                         raise InputError(
-                            f"{file} has other columns than {self._files[0]}; write the data set"
+                            f"{file} has different columns than {self._files[0]}; write the data set"
                             " again."
                         )
                     self._batches.append(batch)
@@ -134,7 +134,7 @@ class SavedDataset:
         last = int(self._order.max())
         if last >= self._ends[-1]:
             raise InputError(
-                f"{self.folder} orders row {last:,}, but has only {self._ends[-1]:,} rows; write"
+                f"{self.folder} refers to row {last:,}, but has only {self._ends[-1]:,} rows; write"
                 " it again."
             )
 

@@ -180,7 +180,7 @@ class TarSource:
                 return InputError(kind.sentence(str(self.path), otherwise="name a tar archive"))
             return InputError(
                 f"{self.path} is not an uncompressed tar file: it has no valid header; copy it"
-                " again, or make it again."
+                " or create it again."
             )
         failed = [item.error for item in self._items if isinstance(item, Unreadable)]
         failed += listing.gaps.values()

@@ -87,7 +87,7 @@ def parse_pax(data: bytes) -> list[tuple[str, bytes]]:
             break
         end = position + int(match[1])
         if end <= match.end() or data[end - 1 : end] != b"\n":
-            raise DamagedHeader("a record has another length")
+            raise DamagedHeader("a record has a wrong length")
         records.append((match[2].decode("utf-8", "replace"), data[match.end() : end - 1]))
         position = end
     return records
@@ -178,7 +178,7 @@ def _sparse_map(numbers: list[int], size: int, data: int, stored: int) -> Sparse
             pieces.append(Piece(position, offset, count))
         offset += count
     if end > size or offset - data != stored:
-        raise DamagedHeader("its pieces have another size than the member")
+        raise DamagedHeader("its pieces do not add up to the member's size")
     return SparseMap(size, tuple(pieces))
 
 

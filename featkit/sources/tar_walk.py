@@ -369,7 +369,7 @@ class _Walk:
     def _add_gap(self, start: int, end: int, what: str) -> None:
         end = min(end, self.end)
         sentence = (
-            f"{self.path} is damaged from byte {start:,} to {end:,}: {what}. Copy or make the"
+            f"{self.path} is damaged from byte {start:,} to {end:,}: {what}. Copy or create the"
             " archive again."
         )
         self.listing.gaps[start, end] = sentence

@@ -106,9 +106,9 @@ def everything(folder: Path) -> tuple[list[str], dict[str, str]]:
         (
             "embed images --out new --shard-size 0",
             2,
-            "A shard cannot hold 0 items; use 1 or more.",
+            "The shard size is 0; use 1 or more.",
         ),
-        ("embed images --out new --threads 0", 2, "0 threads cannot do the work; use 1 or more."),
+        ("embed images --out new --threads 0", 2, "The number of threads is 0; use 1 or more."),
         ("index missing --out new", 2, "missing is not an embeddings folder"),
         ("index images --out new", 2, "images is not an embeddings folder"),
         ("index text.tar --out new", 2, "text.tar is not an embeddings folder"),
@@ -118,7 +118,7 @@ def everything(folder: Path) -> tuple[list[str], dict[str, str]]:
         (
             "index emb --out text.tar/index",
             3,
-            "text.tar/index cannot be written: Not a directory; choose another place.",
+            "text.tar/index cannot be written: Not a directory; choose another path.",
         ),
     ],
 )
@@ -208,7 +208,7 @@ def test_full_disk_is_reported_and_embed_resumes_with_space(
     assert said == (
         3,
         "",
-        f"featkit: No space left to write {out}/{target}; free some or choose another place.\n",
+        f"featkit: No space left to write {out}/{target}; free some space, or choose another path.\n",
     )
     assert not temporary.is_symlink()
     assert digests(out).items() < digests(good / "emb").items()
@@ -240,7 +240,7 @@ def test_a_file_that_may_not_grow_is_named_and_removed(
     assert said == (
         3,
         "",
-        f"featkit: {out}/{target} cannot be written: File too large; choose another place.\n",
+        f"featkit: {out}/{target} cannot be written: File too large; choose another path.\n",
     )
     assert [path.name for path in out.rglob("*.partial-*")] == []
     assert digests(out).items() < digests(good / "emb").items()

@@ -543,7 +543,7 @@ def with_pooler_alone(model: onnx.ModelProto) -> onnx.ModelProto:
         (
             lambda: with_input(build(), TensorProto.FLOAT, (4, 3, "h", "w")),
             {},
-            ["4 images a call", "a batch of 1 or a dynamic one"],
+            ["4 images per call", "a batch of 1 or a dynamic one"],
         ),
         (
             lambda: with_input(build(), TensorProto.FLOAT, ("n", 3, 70, 70)),

@@ -121,7 +121,7 @@ def test_row_equals_the_official_model_at_every_size(name: str) -> None:
     embedder = Embedder(out)
     # the folder's processor rounds down
     assert dataclasses.replace(embedder.geometry, rounding="none") == published.geometry
-    told = f"Images are prepared as preprocessor_config.json says: {in_words(published.geometry)}."
+    told = f"Images are prepared as described in preprocessor_config.json: {in_words(published.geometry)}."
     assert report.remarks == ((told,) if PREPROCESSING in embedder.manifest.origin else ())
     side, patch = native_side(published), published.patch
     sizes = [(side, side), (8 * patch, 8 * patch), (7 * patch, 10 * patch)]

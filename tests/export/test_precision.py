@@ -381,7 +381,7 @@ def test_a_file_in_a_lower_precision_is_refused(
     full: Path, photographs: Path, tmp_path: Path, wanted: Any
 ) -> None:
     lower(full, tmp_path / "half.onnx", precision="fp16")
-    with refused(f"{tmp_path}/half.onnx already is in fp16; convert the fp32 file"):
+    with refused(f"{tmp_path}/half.onnx is already in fp16; convert the fp32 file"):
         lower(tmp_path / "half.onnx", tmp_path / "m.onnx", precision=wanted, images=photographs)
     assert [path.name for path in tmp_path.iterdir()] == ["half.onnx"]
 

@@ -65,7 +65,7 @@ def embedded_and_expected(name: str, folder: Path) -> tuple[Embedder, Any, Any]:
 
 
 def by_transformers(model: Any, processor: Any, images: list[Image.Image]) -> np.ndarray:
-    """Class tokens (N, D), one image a call."""
+    """Class tokens (N, D), one image per call."""
     found = []
     with torch.no_grad():
         for image in images:

@@ -182,7 +182,7 @@ def test_text_is_written_in_utf_8(tmp_path: Path) -> None:
 def test_a_full_disk_is_named_and_nothing_stays(tmp_path: Path) -> None:
     with (
         refused(
-            f"No space left to write {tmp_path}/x; free some or choose another place.",
+            f"No space left to write {tmp_path}/x; free some space, or choose another path.",
             error=EnvironmentProblem,
         ),
         replace_file(tmp_path / "x") as temporary,
@@ -207,7 +207,7 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ("n" * 300, "File name too long"),
     ):
         with refused(
-            f"{tmp_path / name} cannot be written: {reason}; choose another place.",
+            f"{tmp_path / name} cannot be written: {reason}; choose another path.",
             error=EnvironmentProblem,
         ):
             write_text(tmp_path / name, "text")
@@ -231,7 +231,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path, name: str) -> None
     assert status == 1
     expected = (
         f"featkit.errors.EnvironmentProblem: {place / name} cannot be written: Permission denied;"
-        " choose another place."
+        " choose another path."
     )
     assert error.splitlines()[-1] == expected
     assert names(place) == []

@@ -115,7 +115,7 @@ class RemoteProtocolError(Exception):
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
         (
             OSError("Consistency check failed: file should be of size 1 but has size 2"),
-            "another number of bytes",
+            "a different number of bytes",
         ),
     ],
 )

@@ -143,7 +143,7 @@ def test_a_lock_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
     for name, reason in (("file/lock", "Not a directory"), ("lock", "Is a directory")):
         with refused(
-            f"{tmp_path / name} cannot be written: {reason}; choose another place.",
+            f"{tmp_path / name} cannot be written: {reason}; choose another path.",
             error=EnvironmentProblem,
         ):
             WriterLock(tmp_path / name)
@@ -156,7 +156,7 @@ def test_a_lock_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     status, _, error = run_python(code, place / "lock", ordinary_user=True)
     assert status == 1
     assert error.splitlines()[-1].endswith(
-        f"{place}/lock cannot be written: Permission denied; choose another place."
+        f"{place}/lock cannot be written: Permission denied; choose another path."
     )
 
 

@@ -376,7 +376,7 @@ def test_a_run_is_not_begun_twice_nor_resumed_otherwise(image_folder: Path, tmp_
     run(small_config("run.steps=2"), image_folder, tmp_path / "run")
     with pytest.raises(InputError, match="add --resume"):
         run(small_config("run.steps=2"), image_folder, tmp_path / "run")
-    with pytest.raises(InputError, match=r"optim\.lr was 0\.001, now it is 0\.5"):
+    with pytest.raises(InputError, match=r"optim\.lr was 0\.001 and is now 0\.5"):
         run(
             small_config("run.steps=2", "optim.lr=0.5"), image_folder, tmp_path / "run", resume=True
         )
@@ -388,11 +388,11 @@ def test_a_longer_run_starts_from_an_earlier_one(image_folder: Path, tmp_path: P
     first, second = tmp_path / "run", tmp_path / "longer"
     run(small_config("run.steps=2"), image_folder, first)
     with refused(
-        "run.steps 2, now it is 4, and a run's schedules depend on its length",
+        "run.steps 2, and now it is 4; a run's schedules depend on its length",
         f"--init {first} --out ANOTHER",
     ):
         run(small_config("run.steps=4"), image_folder, first, resume=True)
-    with refused("optim.lr was 0.001, now it is 0.5"):
+    with refused("optim.lr was 0.001 and is now 0.5"):
         run(small_config("run.steps=4", "optim.lr=0.5"), image_folder, first, resume=True)
     run(small_config("run.steps=4", f"init={json.dumps(str(first))}"), image_folder, second)
 

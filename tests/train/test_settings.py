@@ -128,7 +128,7 @@ def test_settings_do_not_change_the_recipe() -> None:
         ("run.log_every=0", "run.log_every is 0; it must be at least 1"),
         ("model.num_heads=7", "The settings of model do not go together: width 192"),
         ("run.steps=0", "run.steps is 0; it must be at least 1"),
-        ("zzz=1", "no setting zzz. Known are: method, name, "),
+        ("zzz=1", "no setting zzz. It must be one of: method, name, "),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(setting: str, sentence: str) -> None:

@@ -85,5 +85,5 @@ def test_a_run_without_held_out_images_warns(tmp_path: Path) -> None:
             tmp_path / name,
             listener=Listener(on_note=said[name].append),
         )
-    assert sum("Nothing watches over this run" in note for note in said["adapt"]) == 1
+    assert sum("This run is not measured" in note for note in said["adapt"]) == 1
     assert not any("Nothing watches" in note for note in said["unwatched"])

@@ -161,7 +161,7 @@ class TeacherConfig:
     """How slowly the momentum teacher follows the student."""
 
     momentum: Share | None = None
-    """Share of the teacher that a step keeps. null: derived from the number of steps, 0.9 up to
+    """Share of the teacher's weights that each step keeps. null: derived from the number of steps, 0.9 up to
     4,000 steps and 0.996 from 100,000."""
     momentum_end: Share | None = None
     """Momentum at the last step. null: a tenth of the first momentum's distance from 1."""
@@ -177,7 +177,7 @@ class DinoConfig:
     centering: Literal["center", "sinkhorn"] = "center"
     """For both losses: DINO's moving center, or Sinkhorn-Knopp (SwAV, DINOv2)."""
     center_momentum: float = 0.9
-    """Share of the moving center that a step keeps."""
+    """Share of the moving center that each step keeps."""
     student_temp: float = 0.1
     """Temperature of the student's softmax."""
     teacher_temp: float = 0.04
@@ -245,7 +245,7 @@ class PretrainedConfig:
     without heads."""
 
     name: str = "dinov2_vitl14"
-    """A published name, the folder of a run, or a folder of Hugging Face's."""
+    """A published name, a run folder, or a Hugging Face folder."""
     weights: str | None = None
     """A file or folder with the weights, used instead of downloading them."""
     branch: Literal["teacher", "ema", "student"] | None = None
@@ -380,7 +380,7 @@ class RunConfig:
     steps: Positive = 10_000
     """Optimization steps."""
     batch_size: Annotated[int, Bounds(LEAST_BATCH)] = 64
-    """Images in a step, over all processes."""
+    """Images per step, over all processes."""
     seed: NonNegative = 0
     """Seed of all randomness."""
     held_out: NonNegative = 100
@@ -412,7 +412,7 @@ class TrainConfig:
     method: str = "dino"
     """The training method; `featkit train --list` names all."""
     name: str = "backbone"
-    """The model's name, which its file and its indexes carry."""
+    """The model's name, stored in its file and its indexes."""
     license: str = "unstated"
     """License of the trained weights, for the model's card."""
     data_name: str = ""

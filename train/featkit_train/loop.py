@@ -246,7 +246,7 @@ class TrainingRun:
             has_enough = len(self.parts.train_ids) >= 2 * LEAST_TO_HOLD_OUT
             advice = "Set run.held_out, or name --held-out." if has_enough else "Name --held-out."
             self.state.note(
-                "Nothing watches over this run: fewer than two images are held out. " + advice
+                "This run is not measured: fewer than two images are held out. " + advice
             )
 
     def _rank(self) -> Log:

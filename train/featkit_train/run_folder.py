@@ -104,8 +104,8 @@ class RunFolder:
             and first_difference(earlier, self.config, but="run.steps") is None
         ):
             raise InputError(
-                f"{self.path} was begun with run.steps {earlier.run.steps:,}, now it is"
-                f" {self.config.run.steps:,}, and a run's schedules depend on its length. {advice}."
+                f"{self.path} was begun with run.steps {earlier.run.steps:,}, and now it is"
+                f" {self.config.run.steps:,}; a run's schedules depend on its length. {advice}."
             )
         difference = first_difference(earlier, self.config)
         if difference is not None:
@@ -210,5 +210,5 @@ def first_difference(earlier: TrainConfig, now: TrainConfig, *, but: str = "") -
     before, after = dict(flattened(to_mapping(earlier))), dict(flattened(to_mapping(now)))
     for name in after:
         if before.get(name) != after[name] and name not in FREE and name != but:
-            return f"{name} was {before.get(name)}, now it is {after[name]}"
+            return f"{name} was {before.get(name)} and is now {after[name]}"
     return None

@@ -120,7 +120,7 @@ def to_mapping(config: TrainConfig) -> dict[str, Any]:
 
 def _suggestion(key: str, known: Collection[str], at: str) -> str:
     near = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {at}{near[0]}?" if near else f". Known are: {', '.join(known)}."
+    return f"; did you mean {at}{near[0]}?" if near else f". It must be one of: {', '.join(known)}."
 
 
 def _convert(value: Any, hint: Any, *, at: str) -> Any:

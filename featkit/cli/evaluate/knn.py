@@ -98,7 +98,7 @@ def knn(
         f" {report.temperature:g}).",
         *note_if(
             report.num_unseen,
-            f"Not in the training labels: those of {counted(report.num_unseen, 'test image')}.",
+            f"Test images whose label is not in the training set: {report.num_unseen:,}.",
         ),
     )
     print_failures(report.failures)

@@ -93,7 +93,7 @@ def linear(
         " best held-out accuracy.",
         *note_if(
             report.num_unseen,
-            f"Not in the training labels: those of {counted(report.num_unseen, 'test image')}.",
+            f"Test images whose label is not in the training set: {report.num_unseen:,}.",
         ),
         *note_if(
             len(unfinished),

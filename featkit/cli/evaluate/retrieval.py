@@ -174,8 +174,8 @@ def _show_revisited(report: "RevisitedReport") -> None:
     print_table(title, ("method", "setup", "queries", "mAP", "mP@1", "mP@5", "mP@10"), rows)
     height, width = report.size
     say(
-        "Relevant images are easy (Easy), easy and hard (Medium), or hard (Hard). Ignored are hard"
-        " and junk (Easy), junk (Medium), or easy and junk (Hard).",
+        "Relevant images are easy (Easy), easy and hard (Medium), or hard (Hard). Hard and junk"
+        " (Easy), junk (Medium), or easy and junk (Hard) images are ignored.",
         "Average precision follows the trapezoid rule. Queries without a relevant image do not"
         " count, ties keep the order of imlist, and unreadable images rank last.",
         f"Queries are cropped to their box. Every image is resized to {height}×{width} as the model"

@@ -40,17 +40,17 @@ class TrainFlags:
     adapt; `small_labeled` for methods with labels."""
 
     name: str | None = None
-    """Name of the model, which its file and its indexes carry. Default: `backbone`."""
+    """Name of the model, stored in its file and its indexes. Default: `backbone`."""
 
     held_out: str | None = None
     """Images to measure on while training. Default: a share of DATA, which is then not trained
     on."""
 
     steps: int | None = None
-    """Optimization steps; with several trainings in a row, of each."""
+    """Optimization steps of each training."""
 
     batch_size: int | None = None
-    """Images in a step, over all processes."""
+    """Images per step, over all processes."""
 
     lr: float | None = None
     """Learning rate after warmup."""
@@ -66,7 +66,7 @@ class TrainFlags:
 
     set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None
     """Any other setting as section.key=value, such as --set crops.num_local=4; repeatable.
-    `featkit train --settings` lists all."""
+`featkit train --settings` lists them."""
 
     resume: bool = False
     """Continue from the newest checkpoint in OUT."""
@@ -87,7 +87,7 @@ class TeacherFlags:
     """Folder of an earlier run to start from: its student, teacher and heads."""
 
     momentum: float | None = None
-    """Share of the teacher that a step keeps. Default: by the number of steps, 0.9 up to 4,000 and
+    """Share of the teacher's weights that each step keeps. Default: by the number of steps, 0.9 up to 4,000 and
     0.996 from 100,000."""
 
     prototypes: int | None = None
@@ -124,7 +124,7 @@ class ClusterFlags:
     job.sh."""
 
     nodes: int = 1
-    """Machines."""
+    """Number of machines."""
 
     gpus_per_node: int = 8
     """Processes on each machine, one for each GPU."""

@@ -125,8 +125,8 @@ def distill(
     data
         Images to learn from; see `featkit train dino`.
     teacher
-        The model to learn from: a published name (see `featkit export --list`), timm:NAME, a folder
-        of Hugging Face's or the folder of a run.
+        The model to learn from: a published name (see `featkit export --list`), timm:NAME, a
+        Hugging Face folder or a run folder.
     weights
         The teacher's weights as a file or folder, instead of downloading them.
     """
@@ -165,8 +165,8 @@ def adapt(
     data
         Images to learn from; see `featkit train dino`.
     model
-        The model to start from: a published name, a folder of Hugging Face's or the folder of a
-        run.
+        The model to start from: a published name, a Hugging Face folder or a run
+        folder.
     weights
         Its weights as a file or folder, instead of downloading them.
     """

@@ -141,7 +141,7 @@ def test_batch_dependent_file_is_called_with_one_photo(
     tmp_path: Path,
 ) -> None:
     model = make_model_file(tmp_path / "m.onnx", batch_invariant=False)
-    assert "one photo a call" in printed_example(model)
+    assert "one photo per call" in printed_example(model)
     check_example(model, save(tmp_path, photo_like(10, height=100, width=300), "PNG"))
 
 

@@ -607,7 +607,7 @@ def test_an_archive_that_was_mended_is_named_with_the_way_on(tmp_path: Path) -> 
     said = run_featkit(*command, tmp_path / "e")
     assert is_one_sentence(said)
     assert (
-        "t.tar could not be read then; its images can be now. Embed it as it is now into"
+        "t.tar could not be read then, but its images can be now. Embed it as it is now into"
         " another --out" in said.error
     )
     assert run_featkit(*command, tmp_path / "e2").code == 0

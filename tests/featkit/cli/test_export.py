@@ -485,7 +485,7 @@ def test_a_model_file_in_full_precision_is_not_written_again(folder: Path, tmp_p
         )
         assert (said.code, is_one_sentence(said)) == (2, True)
         assert (
-            "m.onnx already is a model file; use it as it is, or choose a lower --precision"
+            "m.onnx is already a model file; use it as it is, or choose a lower --precision"
             in said.error
         )
 

@@ -153,7 +153,10 @@ def test_the_last_of_two_equal_keys_counts(index: Index) -> None:
             ["metadata is one mapping; give a list"],
         ),
         (lambda i: i.add(["a"], V[:1], metadata=["x"]), ["a: metadata[0] is 'x', of type str"]),
-        (lambda i: i.add(["a"], V[:1], metadata=[{3: "x"}]), ["a: the metadata's name 3 is int"]),
+        (
+            lambda i: i.add(["a"], V[:1], metadata=[{3: "x"}]),
+            ["a: the metadata field 3 is of type int"],
+        ),
         (lambda i: i.search(vectors=V, k=0), ["k is 0; it must be at least 1"]),
         (lambda i: i.search(vectors=V, k=2.0), ["k is 2.0, of type float"]),
         (lambda i: i.search(vectors=V, k="2"), ["k is '2', of type str"]),
@@ -329,7 +332,7 @@ def test_numpy_scalars_become_equal_python_values(index: Index, value: Any, same
     ids=lambda value: f"{type(value).__name__}",
 )
 def test_metadata_that_cannot_be_stored_is_named(index: Index, value: Any) -> None:
-    with refused("b: the metadata 'x' "):
+    with refused("b: the metadata field 'x' "):
         index.add(["a", "b"], V[:2], metadata=[{"x": 1}, {"y": None, "x": value}])
     assert [item.key for item in index.items()] == ["kept"]
 
@@ -344,11 +347,11 @@ def test_none_means_no_value(index: Index) -> None:
     [(True, 1), (1, True), (False, "x"), ("x", False), (0.5, True), (math.nan, True)],
 )
 def test_booleans_do_not_mix_with_other_values(index: Index, first: Any, second: Any) -> None:
-    with refused("b: the metadata 'x' is ", "use one kind of value for a name"):
+    with refused("b: the metadata field 'x' is ", "use one kind of value per field"):
         index.add(["a", "b"], V[:2], metadata=[{"x": first}, {"x": second}])
     assert len(index) == 1
     index.add(["a"], V[:1], metadata=[{"x": first}])
-    with refused("b: the metadata 'x' is "):
+    with refused("b: the metadata field 'x' is "):
         index.add(["b"], V[:1], metadata=[{"x": second}])
     index.add(["b"], V[:1], metadata=[{"x": first, "y": second}])
     assert repr(index.item_by_key("b").metadata) == repr({"x": first, "y": second})
@@ -402,7 +405,7 @@ def test_booleans_of_an_old_index_become_booleans_again(index: Index) -> None:
                 == "[True, False, None, True]"
             )
             with refused(
-                "d: the metadata 'y' is True, and the index has numbers or text under that name"
+                "d: the metadata field 'y' is True, but the index has numbers or text in it"
             ):
                 writer.add(["d"], V[:1], metadata=[{"y": True}])
         assert reader.item_by_key("d").metadata == {"x": True, "vector_crc32": 8}

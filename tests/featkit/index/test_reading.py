@@ -231,7 +231,7 @@ def test_a_damaged_vector_is_not_returned(tmp_path: Path, model: Path) -> None:
     with Index.open(path) as index:
         assert index.search(vectors=vectors[:1], k=1)[0][0].key == "old0"
         for call in (lambda: index.search(vectors=vectors[1234:1235]), lambda: index.vector(1234)):
-            with refused("vector 1234 is not what was committed"):
+            with refused("vector 1234 differs from the committed one"):
                 call()
 
 
@@ -281,7 +281,7 @@ def test_a_catalogue_replaced_without_its_log_is_refused(tmp_path: Path, model: 
         for index in (reader, writer):
             with refused(
                 path / "catalogue.sqlite",
-                "was replaced, and its log, catalogue.sqlite-wal, was not",
+                "was replaced, but its log catalogue.sqlite-wal was not",
             ):
                 index.search(vectors=new[:1])
     (path / "catalogue.sqlite-wal").unlink()

@@ -40,7 +40,7 @@ def test_the_first_value_decides_the_kind_of_a_column(writer: CatalogueWriter) -
     assert {name: writer.metadata_kinds()[name] for name in "yz"} == {"y": BOOL, "z": PLAIN}
     writer.insert_items(1, [NewItem(key="b", metadata={"x": False})], [1])
     assert writer.metadata_kinds()["x"] == BOOL
-    with refused("c: the metadata 'z' is True, and the index has numbers or text"):
+    with refused("c: the metadata field 'z' is True, but the index has numbers or text"):
         writer.insert_items(2, [NewItem(key="c", metadata={"z": True})], [1])
 
 
@@ -54,7 +54,7 @@ def test_names_that_differ_by_case_get_two_columns(writer: CatalogueWriter) -> N
 
 def test_too_many_names_of_metadata_are_refused(writer: CatalogueWriter) -> None:
     metadata = {f"name{i:04}": i for i in range(MAX_METADATA_COLUMNS + 1)}
-    with refused("The metadata 'name1000' cannot be added", "at most 1,000 names"):
+    with refused("The metadata field 'name1000' cannot be added", "at most 1,000 metadata fields"):
         writer.insert_items(0, [NewItem(key="a", metadata=metadata)], [1])
 
 

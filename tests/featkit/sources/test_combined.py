@@ -71,5 +71,5 @@ def test_select_takes_what_patterns_leave_and_counts_the_rest(tmp_path: Path) ->
     selected = select(source, Selection(include=["a"], exclude=["2.jpg"]))
     assert keys(selected) == ["a/1.jpg"]
     assert selected.skipped == {"excluded file": 1, "file that is not included": 1}
-    with refused(f"{tmp_path} has 3 images, and --include and --exclude leave none of them."):
+    with refused(f"{tmp_path} has 3 images, but --include and --exclude leave none of them."):
         select(source, Selection(include=["c"]))

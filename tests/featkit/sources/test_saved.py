@@ -134,7 +134,7 @@ def test_saved_selection_or_shuffle_is_the_order_of_items(tmp_path: Path) -> Non
         source = open_source(folder)
         assert (keys(source), contents(source)) == (["old/0", "old/1", "old/2"], [b"4", b"0", b"4"])
     write_stream(folder / "indices.arrow", {"indices": pa.array([4, 5], pa.uint64())})
-    with refused(folder, "orders row 5, but has only 5"):
+    with refused(folder, "refers to row 5, but has only 5"):
         open_source(folder)
     write_stream(folder / "indices.arrow", {"indices": pa.array(["a"])})
     with refused(folder / "indices.arrow", "does not hold row indices"):
@@ -210,7 +210,7 @@ def test_incomplete_file_is_an_item_or_refused_if_alone(tmp_path: Path) -> None:
             source.read(failed)
         assert (source.metadata(failed), source.file(failed)) == ({}, file)
     write_stream(file, {"image": pa.array([b"x"])})
-    with refused(file, "has other columns than "):
+    with refused(file, "has different columns than "):
         open_source(tmp_path / "pets").read(2)
     alone = write_by_hand(tmp_path / "alone", {"image": pa.array([b"x"])})
     (alone / "data-00000-of-00001.arrow").write_bytes(b"")

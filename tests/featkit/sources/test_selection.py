@@ -101,7 +101,7 @@ def test_patterns_apply_to_keys_of_archives_and_lists(tmp_path: Path) -> None:
     source = open_source(tmp_path / "list.txt", selection=Selection(include=["dog/*"]))
     assert keys(source) == ["dog/2.jpg"]
     assert source.skipped == {"file that is not included": 1}
-    with refused("list.txt has 2 images, and --include and --exclude leave none"):
+    with refused("list.txt has 2 images, but --include and --exclude leave none"):
         open_source(tmp_path / "list.txt", selection=Selection(include=["bird"]))
 
 

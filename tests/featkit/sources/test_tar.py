@@ -320,7 +320,7 @@ def test_damaged_header_costs_only_its_member(
     told = " ".join(value for value in found.values() if isinstance(value, str))
     assert str(tmp_path / "t.tar") in told
     assert f"from byte {start:,} to " in told
-    assert "Copy or make the archive again." in told
+    assert "Copy or create the archive again." in told
 
 
 def test_each_damaged_region_is_an_item(tmp_path: Path) -> None:

@@ -324,7 +324,7 @@ def test_column_is_refused_if_the_dataset_has_none(tmp_path: Path) -> None:
     draw_folder(tmp_path / "cat", 1)
     spec = f"torchvision:ImageFolder?root={tmp_path}"
     with refused(
-        f"--column image chooses a column of Parquet files and data sets, and {spec} has none",
+        f"--column image applies to Parquet files and data sets only, and {spec} has none",
         "leave it out.",
     ):
         open_training_source(spec, selection=Selection(column="image"))

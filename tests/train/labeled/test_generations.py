@@ -230,7 +230,7 @@ def test_other_images_and_other_settings_are_refused_on_resume(
     images: Source, held_out: Source, run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        InputError, match=r"was begun with other settings: optim.lr was 0.01, now it is 0.5"
+        InputError, match=r"was begun with other settings: optim.lr was 0.01 and is now 0.5"
     ):
         born_again(config("optim.lr=0.5"), [images], run, held_out=held_out, resume=True)
     with pytest.raises(InputError, match="was begun with other images held out"):

@@ -140,7 +140,7 @@ def test_nothing_held_out_is_labeled_or_learned(
     )
     probs = np.load(run[0] / "round-1" / PSEUDO_FILE)
     assert len(probs) == len(parts["unlabeled"])
-    with pytest.raises(InputError, match="is both among the held-out and the unlabeled images"):
+    with pytest.raises(InputError, match="is among both the held-out and the unlabeled images"):
         train({**parts, "unlabeled": parts["held_out"]}, tmp_path / "mixed")
 
 

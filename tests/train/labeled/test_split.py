@@ -79,7 +79,7 @@ def test_an_image_in_both_parts_is_refused_from_any_folder(
 ) -> None:
     root = draw_kinds(tmp_path / "images", 10)
     with pytest.raises(
-        InputError, match=r"red/000.png is both among the held-out and the labeled images"
+        InputError, match=r"red/000.png is among both the held-out and the labeled images"
     ):
         split_labeled(
             [open_source(root)], labeled_config("born-again"), held_out=open_source(root / "red")

@@ -256,7 +256,10 @@ FAILURES: dict[str, tuple[Answer | None, str]] = {
         "the answer is a page of another server",
     ),
     "of other bytes": (as_the_hub(get=giving(b"y" * 700, length=700)), "the sha256"),
-    "of another length": (as_the_hub(get=giving(b"y" * 9, length=9)), "another number of bytes"),
+    "of another length": (
+        as_the_hub(get=giving(b"y" * 9, length=9)),
+        "a different number of bytes",
+    ),
     "hanging up": (hanging_up, ""),
     "not there at all": (None, ""),
 }

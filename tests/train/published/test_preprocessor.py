@@ -319,7 +319,7 @@ def test_a_folder_without_any_says_nothing(tmp_path: Path) -> None:
 
 def test_a_size_not_divided_by_the_patch_is_refused() -> None:
     with refused(
-        "some.json leads to images of 225×225, which the patch of 14 does not divide",
+        "some.json makes images of 225×225, which is not a multiple of the patch size 14",
         "--size 224 or 238",
     ):
         check_patch(dataclasses.replace(EXPECTED, height=225, width=225), source="some.json")

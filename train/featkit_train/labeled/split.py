@@ -76,7 +76,7 @@ def check_disjoint(learned: Source, held_out: Source, *, what: str) -> None:
     for index in range(len(learned)):
         if _identity(learned, index) in held_out_images:
             raise InputError(
-                f"{learned.key(index)} is both among the held-out and the {what} images, so a"
+                f"{learned.key(index)} is among both the held-out and the {what} images, so a"
                 " student would learn what it is measured on. Name other images with --held-out."
             )
 
@@ -98,7 +98,7 @@ def _nothing_held_out(source: Source, num_labeled: int) -> str:
     if num_labeled >= LEAST_TO_HOLD_OUT:
         return f"{sentence}; set run.held_out, or name others with --held-out."
     return (
-        f"{sentence}: at most a tenth of the labeled images is, and there are only {num_labeled}."
+        f"{sentence}: at most a tenth of the labeled images can be, and only {num_labeled} are labeled."
         f" Name others with --held-out, or give at least {LEAST_TO_HOLD_OUT}."
     )
 

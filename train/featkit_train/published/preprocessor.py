@@ -162,6 +162,6 @@ def check_patch(geometry: Geometry, *, source: object) -> None:
             )
         )
         raise InputError(
-            f"{source} leads to images of {geometry.height}×{geometry.width}, which the patch of"
-            f" {patch} does not divide. Set another size with --size {near}."
+            f"{source} makes images of {geometry.height}×{geometry.width}, which is not a multiple"
+            f" of the patch size {patch}. Set another size with --size {near}."
         )

@@ -149,7 +149,12 @@ ROWS = (
     Row(OPTIMIZER, "Gradient norm", ("grad_norm.*",), "Over all parameters, before clipping."),
     Row(OPTIMIZER, "Learning rate", ("lr", "learning_rate"), ""),
     Row(OPTIMIZER, "Weight decay", ("weight_decay",), ""),
-    Row(OPTIMIZER, "Teacher momentum", ("momentum",), "Share of the teacher that a step keeps."),
+    Row(
+        OPTIMIZER,
+        "Teacher momentum",
+        ("momentum",),
+        "Share of the teacher's weights that each step keeps.",
+    ),
     Row(OPTIMIZER, "Teacher temperature", ("teacher_temp",), "Lower is sharper."),
     Row(OPTIMIZER, "", (".*(_temp|momentum|_lr|lr_.*|decay|grad).*",)),
     Row(SPEED, "Images per second", ("images_per_s",), "Over the steps since the last reading."),

@@ -42,7 +42,7 @@ def test_it_prints_each_method_and_every_choice(parts: tuple[Path, Path], model:
         "Labels: the column class, and label for the test images. The weight of a vote is"
         " exp(cosine / 0.07)." in lines
     )
-    assert "Not in the training labels: those of 1 test image." in lines
+    assert "Test images whose label is not in the training set: 1." in lines
     assert lines[-1] == "b.parquet/2  b.parquet/2 has no value in the column label."
 
 
@@ -66,7 +66,7 @@ def test_a_column_is_chosen_of_the_part_that_has_it(
     assert json.loads(said.out)["scores"] == whole["scores"]
     said = run_featkit("evaluate", "knn", parts[0], parts[0], "--model", model, "--column", "photo")
     assert is_one_sentence(said)
-    assert "--column photo chooses a column of Parquet files and data sets, and " in said.error
+    assert "--column photo applies to Parquet files and data sets only, and " in said.error
 
 
 def test_json_equals_the_library(parts: tuple[Path, Path], model: Path) -> None:

@@ -381,7 +381,7 @@ def test_unlabeled_images_that_are_held_out_are_refused(folder: Path, tmp_path: 
     )
     assert said.code == 2
     assert is_one_sentence(said)
-    assert "is both among the held-out and the unlabeled images" in said.error
+    assert "is among both the held-out and the unlabeled images" in said.error
 
 
 @pytest.mark.parametrize("flag", ["--labeled", "--unlabeled"])

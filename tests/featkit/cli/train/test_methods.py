@@ -314,7 +314,7 @@ def test_a_run_is_not_resumed_with_other_settings(
 ) -> None:
     assert main(command(folder, run, "--quiet", "--resume", "--lr", "0.5")) == 2
     assert (
-        "was begun with other settings: optim.lr was 0.001, now it is 0.5."
+        "was begun with other settings: optim.lr was 0.001 and is now 0.5."
         in capsys.readouterr().err
     )
 
@@ -542,7 +542,7 @@ def test_a_column_is_chosen_among_those_of_one_source_of_several(
     assert run_featkit(*both, "--column", "photo").code == 0
     assert all(line.get("unreadable", 0) == 0 for line in metrics(tmp_path / "run"))
     said = run_featkit(*train_on(folder, tmp_path, folder / "images"), "--column", "photo")
-    assert "--column photo chooses a column of Parquet files and data sets" in said.error
+    assert "--column photo applies to Parquet files and data sets only" in said.error
 
 
 def train_on(folder: Path, out: Path, *sources: Path) -> list[object]:
