@@ -16,6 +16,9 @@ from tests.shared_files import share_below
 DEFAULTS = {"FEATKIT_BACKEND": "onnxruntime", "FEATKIT_PRECISION": "fp32"}
 
 
+ALL_CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 def keep_to_one_core(worker: str) -> None:
     """Pin this worker of pytest-xdist, and every process it starts, to a core of its own.
 
@@ -23,15 +26,26 @@ def keep_to_one_core(worker: str) -> None:
     on a busy machine, 40 steps of the smallest training took 30 s of CPU time that way, against
     0.5 s with one thread.
     """
-    if hasattr(os, "sched_setaffinity"):  # not on macOS and Windows
-        cores = sorted(os.sched_getaffinity(0))
-        index = int(worker.removeprefix("gw")) % len(cores)
-        os.sched_setaffinity(0, {cores[index]})
+    if ALL_CORES:  # macOS and Windows cannot pin
+        index = int(worker.removeprefix("gw")) % len(ALL_CORES)
+        os.sched_setaffinity(0, {ALL_CORES[index]})
 
 
 # When this file is imported, no library has started its threads yet.
 if "PYTEST_XDIST_WORKER" in os.environ:
     keep_to_one_core(os.environ["PYTEST_XDIST_WORKER"])
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """Undo the pin for a test about several processors or several loader processes."""
+    if not ALL_CORES:
+        yield
+        return
+    pinned = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, ALL_CORES)
+    yield
+    os.sched_setaffinity(0, pinned)
 
 
 @pytest.fixture(autouse=True, scope="session")

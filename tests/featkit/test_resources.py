@@ -60,6 +60,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> System:
 GB = 2**30
 
 
+@pytest.mark.usefixtures("all_cores")
 @needs_affinity
 @pytest.mark.parametrize("num_cpus", [1, 2])
 def test_affinity_limits_processors(num_cpus: int) -> None:

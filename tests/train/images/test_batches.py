@@ -26,6 +26,7 @@ def assert_same(left: list[Crops], right: list[Crops]) -> None:
             assert torch.equal(a, b)
 
 
+@pytest.mark.usefixtures("all_cores")
 def test_batches_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     folder = draw_folder(tmp_path / "p", 9)
     expected = batches(make_dataset(folder))

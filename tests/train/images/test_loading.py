@@ -53,6 +53,7 @@ def read_all(end: int | Exception, *, workers: int = 2) -> None:
         pass
 
 
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize(
     ("number", "words"),
     [
@@ -71,6 +72,7 @@ def test_killed_worker_is_reported_with_its_signal(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.usefixtures("all_cores")
 def test_worker_that_exits_by_itself_is_reported() -> None:
     with refused("ended with exit code 0", error=WorkerLost):
         read_all(0)

@@ -276,6 +276,7 @@ def test_damaged_dataset_and_damaged_image_are_refused(
         source.read(1)
 
 
+@pytest.mark.usefixtures("all_cores")
 def test_dataset_can_be_read_by_threads_and_workers(tmp_path: Path) -> None:
     write_mnist(tmp_path, count=9)
     draw_folder(tmp_path / "p" / "a", 9)
