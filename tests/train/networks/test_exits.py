@@ -52,7 +52,7 @@ def exited(name: str) -> ExitedBackbone:
 
 
 def stages_of(backbone: ExitedBackbone, images: Tensor) -> list[Tensor]:
-    """What each stage or block of the library's own modules gave, as they ran."""
+    """Return the output of each stage or block of the library's own modules."""
     body: Any = getattr(backbone.trunk, "body", backbone.trunk)
     if hasattr(body, "blocks"):
         parts = list(body.blocks)

@@ -184,7 +184,7 @@ def test_the_last_layer_is_what_a_prototype_is_made_of(prototypes: Any, names: s
     assert {ours[parameter] for parameter in head.last_layer()} == names
 
 
-# -- at any size and scale, in float64: what rounds is no matter here ------------------------------
+# -- at any size and scale, in float64, so that rounding does not matter ---------------------------
 
 KINDS: st.SearchStrategy[Any] = st.sampled_from(["unit", "gain", "free"])
 WIDTHS, SEEDS = st.integers(1, 24), st.integers(0, 10_000)

@@ -226,7 +226,7 @@ def test_the_vit_equals_the_family_in_outputs_and_gradients(family: str, size: s
 
 
 def gradient(parameter: nn.Parameter) -> Tensor:
-    """Of a parameter that a loss depends on, or an empty one."""
+    """Return the gradient of a parameter, zeros if the loss does not depend on it."""
     return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
 
 
@@ -316,7 +316,7 @@ def learning(family: str, size: str = "small") -> tuple[VisionTransformer, Tenso
 
 
 def some_noise(depth: int, *, scale: float = 1.0) -> Noise:
-    """Of three images, other branches leave out others; one keeps all."""
+    """Return noise for three images: branches skip different ones, and one keeps all."""
     kept = [KeptRows(torch.tensor([0, 2]), torch.tensor([1])), KeptRows(None, torch.tensor([0, 1]))]
     return Noise(tuple(kept[number % 2] for number in range(depth)), scale)
 
@@ -325,7 +325,8 @@ def weighted_gradients(backbone: VisionTransformer, features: Features) -> dict[
     """Gradients of a loss that weighs every number otherwise."""
     generator = torch.Generator().manual_seed(5)
     backbone.zero_grad()
-    sum((part * torch.randn(part.shape, generator=generator)).sum() for part in features).backward()  # type: ignore[union-attr]
+    losses = [(part * torch.randn(part.shape, generator=generator)).sum() for part in features]
+    torch.stack(losses).sum().backward()
     return {name: gradient(parameter).clone() for name, parameter in backbone.named_parameters()}
 
 

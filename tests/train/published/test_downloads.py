@@ -1,5 +1,5 @@
-"""Weights come from the caches that others share, from their authors' servers, or not at all: then
-one is told what to fetch.
+"""Weights come from shared caches or from their authors' servers; otherwise the message says what
+to download.
 
 The hub and the servers are small ones on this machine; nothing here reaches beyond it.
 """

@@ -1,5 +1,5 @@
-"""The backbone is found in whatever a training saved, whose weights they are is said, and vectors
-are the training's own."""
+"""The backbone is found in any file of a training, the remark says whose weights were taken, and
+vectors equal the training's own."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ ONE: dict[str, Callable[[State], object]] = {
     "compiled, checkpointed and sharded": lambda state: under(
         "_orig_mod.module.", in_blocks("_fsdp_wrapped_module._checkpoint_wrapped_module", state)
     ),
-    "a classifier beside it": lambda state: {
+    "a classifier next to it": lambda state: {
         **state,
         "head.weight": torch.ones(3, 384),
         "head.bias": torch.ones(3),
@@ -307,7 +307,7 @@ def test_the_choice_and_the_others_are_said(
 def test_a_branch_of_another_size_is_not_the_models(
     row: Published, states: Mapping[str, State], tmp_path: Path
 ) -> None:
-    """Of a distillation only the student has the architecture that was asked for."""
+    """Only the student of a distillation has the architecture that was asked for."""
     larger = published.official("dinov2_vitb14", published.reference("dinov2_vitb14", depth=DEPTH))
     backbone, info = load(
         row,

@@ -35,7 +35,7 @@ SMALLEST = {"dino_vits16", "ibot_vits16", "dinov2_vits14", "dinov2_vits14_reg", 
 # of the 7B two blocks are 0.4 billion parameters
 LARGE = {"dinov3_vit7b16", "dinov3_vit7b16_sat", "dinov2_vitg14_reg"}
 Asked = list[tuple[Published, dict[str, Any]]]
-FOREIGN = (3, 5)  # patches, of an image that is no square
+FOREIGN = (3, 5)  # patches of an image that is not square
 
 
 def by_size(names: Any) -> list[Any]:
@@ -81,7 +81,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def shallow(name: str) -> tuple[Published, int | None]:
-    """A row of so many blocks as its reference has."""
+    """Return a row with as many blocks as its reference."""
     depth = None if name in SMALLEST else 2
     return (PUBLISHED[name] if depth is None else with_depth(PUBLISHED[name], depth)), depth
 
@@ -104,7 +104,7 @@ def assert_is(backbone: Backbone, model: Any, rows: int, columns: int, *, batch:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    """What load_published was asked for, instead of doing it."""
+    """Record the arguments of load_published instead of loading."""
     calls: Asked = []
     monkeypatch.setattr(
         pretrained, "load_published", lambda row, **given: calls.append((row, given))
@@ -123,7 +123,7 @@ def save_official(folder: Path, name: str, *, depth: int | None = 2, seed: int =
 
 
 def save_folder(folder: Path, model: Any, **options: Any) -> Path:
-    """As transformers saves it, without a bar of progress."""
+    """Save a model as transformers does, without its progress bar."""
     import_quietly("transformers").utils.logging.disable_progress_bar()
     model.save_pretrained(folder, **options)
     return folder
@@ -397,7 +397,7 @@ def test_timms_copies_of_dino_are_what_the_hub_gives(arch: str, name: str, scrat
 
 
 def timm_features(model: Any, images: Tensor) -> published.Seen:
-    """Of timm's own: what its classifier is given, and its last map through the interface that timm
+    """Return timm's own outputs: what its classifier is given, and its last map through the interface that timm
     has for maps."""
     found = model.forward_features(images)
     pooled = model.forward_head(found, pre_logits=True)

@@ -177,7 +177,7 @@ def test_a_distributed_checkpoint_loads_by_any_of_its_files(
 
 
 def test_pieces_of_a_tensor_are_put_together(tmp_path: Path) -> None:
-    """As several processes write them: here by the pieces that a planner may cut."""
+    """Save a checkpoint in pieces, as several processes would."""
     from torch.distributed.checkpoint import metadata as dcp
     from torch.distributed.checkpoint.filesystem import _StorageInfo
 
@@ -251,7 +251,7 @@ def test_a_damaged_or_harmful_metadata_is_refused(
 def test_numbers_are_read_only_when_they_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that an optimizer's state beside the weights takes no memory."""
+    """An optimizer's state next to the weights takes no memory."""
     torch.save({"model": {"a": drawn(3)}, "optimizer": {"b": drawn(3)}}, tmp_path / "a.pth")
     made: list[object] = []
     memmap = np.memmap

@@ -1,5 +1,5 @@
-"""Files of weights give their tensors and nothing else: no code, no neighbor's file; what is none
-is named."""
+"""Files of weights give their tensors and nothing else: no code, no neighbor's file; other files
+are refused by what they are."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def saved(tree: object, **options: Any) -> bytes:
 
 
 def checkpoint() -> dict[str, Any]:
-    """Teacher and student, and things that are no weights."""
+    """Return a checkpoint of teacher and student, with other things besides weights."""
     weights = state()
     module = torch.nn.Sequential(torch.nn.Linear(2, 2))
     return {
