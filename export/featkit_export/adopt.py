@@ -93,7 +93,7 @@ def adopt_file(path: Path, out: Path, options: AdoptOptions) -> ExportReport:
     """Write the model file `out` from an ONNX file, or from the folder it was published in.
 
     Sizes stay dynamic if the original ran at every size tried; otherwise they are fixed at the
-    geometry's size. A file whose vectors depend on their batch is marked, and runs one image a
+    geometry's size. If vectors depend on their batch, the file is marked and runs one image per
     call.
 
     Raises InputError as `adopt` does, or if the original does not run at the geometry's size;
@@ -150,7 +150,7 @@ def adopt_file(path: Path, out: Path, options: AdoptOptions) -> ExportReport:
 
 @dataclass(kw_only=True)
 class _Source:
-    """An ONNX file with what its folder tells about it, and remarks collected on the way."""
+    """An ONNX file with the metadata of its folder, and remarks for the report."""
 
     file: Path
     folder: Path
@@ -277,7 +277,7 @@ def _fixed_size(interface: Interface, geometry: Geometry, *, name: str) -> tuple
 
 
 def _feed(source: _Source, interface: Interface) -> Feed:
-    """Return how to normalize pixels for the graph, which may do a part of it itself."""
+    """Return how to normalize pixels for the graph, which may already do part of it."""
     kind, sides = interface.input_kind, (source.geometry.height, source.geometry.width)
     shape = (1, *sides, 3) if interface.channels_last else (1, 3, *sides)
     built_in = find_normalization(source.model, interface.input, kind=kind, shape=shape)
@@ -286,8 +286,8 @@ def _feed(source: _Source, interface: Interface) -> Feed:
 
 
 def _has_class_token(original: Original) -> bool:
-    """Return whether the file gives more tokens than patches. True if it cannot be counted: the
-    comparison will tell."""
+    """Return whether the file gives more tokens than patches. True if they cannot be counted; the
+    comparison will show it."""
     if original.interface.output == POOLED and not original.gives_tokens:
         return True
     geometry = original.geometry
@@ -299,7 +299,8 @@ def _has_class_token(original: Original) -> bool:
 
 
 def _default_feature(interface: Interface, *, has_class_token: bool, name: str) -> str:
-    """Return cls, or pooler without a class token. Raises InputError if the file has neither."""
+    """Return cls, or pooler if the file has no class token. Raises InputError if the file has
+    neither."""
     if has_class_token:
         return "cls"
     if interface.has_pooled:
@@ -371,8 +372,7 @@ def _precision(model: onnx.ModelProto) -> str:
 
 
 def _oddities(model: onnx.ModelProto) -> list[str]:
-    """Return a sentence each on operators outside ONNX's own domain and on those of
-    quantization."""
+    """Return one sentence on operators outside ONNX's own domain and one on quantization."""
     nodes = list(all_nodes(model.graph))
     foreign = Counter(
         f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in ("", "ai.onnx")

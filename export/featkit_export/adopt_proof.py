@@ -1,4 +1,5 @@
-"""The proof of an adopted graph: its outputs equal the original file's, wherever that runs."""
+"""The proof of an adopted graph: its outputs equal the original's at every size the original
+accepts."""
 
 from __future__ import annotations
 
@@ -119,7 +120,7 @@ def remarks_on_half(
 ) -> list[str]:
     """Check a graph with fp16 weights in true half arithmetic, and return a remark on the result.
 
-    A processor computes fp16 nodes in fp32, so running the graph as it is would hide an overflow.
+    A CPU computes fp16 nodes in fp32, so running the unchanged graph would hide an overflow.
     Returns an empty list for a graph without fp16 weights. Raises InputError if a value overflows
     or a cosine falls below MIN_HALF_COSINE.
     """

@@ -1,4 +1,5 @@
-"""The graph surgery of an adoption: pixels before a foreign network, the feature behind it.
+"""The graph surgery of an adoption: normalize pixels before someone else's network, and pool the
+feature after it.
 
 Letters: N images, (H, W) pixels, (h, w) patches, D width.
 """
@@ -42,15 +43,15 @@ def adopt(
     feature: cls is token 0 of last_hidden_state, or pooler_output if that is the only output. mean
     and gem pool the patch tokens. cls+mean and cls+gem concatenate two features of unit length.
     pooler is pooler_output.
-    feed: how pixels are normalized before the graph; by default as `geometry` says.
+    feed: how pixels are normalized before the graph; by default from `geometry`.
     name: how error messages refer to the file.
 
     Patches are the tokens of last_hidden_state in float32. An image side that the patch size does
-    not divide makes the graph fail. Fixed sizes stay fixed, the others are called N, H and W. The
+    not divide makes the graph fail. Fixed sizes stay fixed; the others are named N, H and W. The
     opset stays.
 
-    Raises InputError, with the interface found and the one wanted, for inputs and outputs of
-    another form or without the feature.
+    Raises InputError, naming the actual and the required interface, if inputs or outputs differ
+    from it or lack the feature.
     """
     opset = max(
         (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),

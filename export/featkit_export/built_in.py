@@ -76,7 +76,7 @@ def find_normalization(
 ) -> Affine | None:
     """Return the effect of the nodes between the input and the first product.
 
-    None if they do nothing, or something else than a factor and an offset for each channel.
+    None if they do nothing, or anything but one factor and one offset per channel.
     source: the input's name. kind: its element type. shape: of one image as the input takes it.
     """
     cut = _first_product_input(model.graph, source)
@@ -132,7 +132,7 @@ def _measured(
     session: ort.InferenceSession, source: str, *, kind: int, shape: tuple[int, int, int, int]
 ) -> Affine | None:
     """Measure factor and offset of each channel on images of one color; None if the nodes do
-    something else."""
+    anything else."""
     element = helper.tensor_dtype_to_np_dtype(kind)
     axis = 1 if shape[1] == 3 else 3
 

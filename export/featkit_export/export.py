@@ -170,7 +170,8 @@ def cut_at(
 def sized(geometry: Geometry, height: int, width: int) -> Geometry:
     """Return the geometry at another size.
 
-    A square keeps the fraction that the crop cuts off; a rectangle is covered by the image.
+    A square keeps the fraction that the crop removes; for a rectangle, the image is resized to
+    cover it.
     """
     if height % geometry.patch or width % geometry.patch:
         near = " by ".join(_nearest(side, geometry.patch) for side in (height, width))
@@ -233,7 +234,7 @@ def _proven(
     backbone = module.backbone
     larger = None
     if isinstance(backbone, VisionTransformer) and backbone.config.position == "learned":
-        # The position table's own size is worth a comparison: there, nothing is interpolated.
+        # The position table's own size is compared too, since nothing is interpolated there.
         table_side = backbone.config.position_grid * backbone.patch
         if table_side > max(geometry.height, geometry.width):
             larger = table_side
@@ -275,8 +276,7 @@ def _check_weights(backbone: Backbone, info: BackboneInfo) -> None:
 
 
 def _with_digest(info: BackboneInfo, source: Path) -> dict[str, str]:
-    """Return the origin of the weights, with the sha256 of the file if it comes from a run of
-    featkit's."""
+    """Return the origin of the weights, with the file's sha256 if featkit trained it."""
     if "sha256" in info.origin:
         return info.origin
     file = source / BACKBONE_FILE if source.is_dir() else source

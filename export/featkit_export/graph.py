@@ -141,7 +141,7 @@ def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None 
     """
     patch = module.backbone.patch
     # The example's sizes differ from each other and from the position table's, so that the tracer
-    # takes no two of them to be equal by accident.
+    # does not unify two of them by accident.
     height, width = size or (3 * patch, 5 * patch)
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     sizes: dict[int, object] = {0: torch.export.Dim("N", min=1)}
@@ -191,8 +191,8 @@ def check_graph(traced: Traced, *, size: tuple[int, int] | None = None) -> None:
     """Raise TraceError if a dynamic size was fixed, a branch or loop is left, or ONNX's checker
     rejects the graph.
 
-    The checker rejects an output that shares a weight's name; the exporter writes such files and no
-    engine opens them.
+    The checker rejects an output that shares a weight's name; the exporter can write such files,
+    but no engine opens them.
     """
     try:
         onnx.checker.check_model(str(traced.path) if traced.path else traced.model)

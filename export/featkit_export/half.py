@@ -77,7 +77,7 @@ def to_half(
         nodes.append(node)
         if half:
             halves.update(name for name in node.output if name in floats)
-    for value in graph.output:  # the graph's output keeps its name, the fp16 value is renamed
+    for value in graph.output:  # the graph's output keeps its name; the fp16 value is renamed
         if value.name in halves:
             inner = f"{value.name}_half"
             for node in nodes:

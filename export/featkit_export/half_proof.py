@@ -91,7 +91,7 @@ def _largest(values: np.ndarray) -> float:
 def emulate(half: onnx.ModelProto, folder: Path) -> Traced:
     """Return a graph of fp32 nodes that gives what `half` gives on hardware with fp16 arithmetic.
 
-    half: with its weights in memory. Every result of an fp16 node is rounded to fp16.
+    half: a model with its weights in memory. Every result of an fp16 node is rounded to fp16.
     """
     halves = values_of_type(half, TensorProto.FLOAT16)
     model = onnx.ModelProto()

@@ -1,7 +1,7 @@
 """Quantize a model file to static int8: QuantizeLinear and DequantizeLinear around its large matrix
 products.
 
-Quantized is every MatMul whose second input is a weight: the projections of attention and both
+It quantizes every MatMul whose second input is a weight: the projections of attention and both
 layers of the MLP. They take 80 to 85 % of a ViT-S/14's time at 224 pixels. The rest stays in float:
 
 - the patch convolution takes 1 to 2 % of the time and is the one place where int8 costs accuracy:
@@ -211,7 +211,7 @@ def smooth(
     """Apply SmoothQuant (arXiv 2211.10438) between each LayerNormalization and its products, where
     it costs nothing at run time, and return the changed ranges.
 
-    One channel with large values would leave only a few steps of the common scale to the others.
+    A single channel with large values would leave the others only a few steps of the common scale.
     Its values are divided by a factor in the norm's weight and bias, and the rows of the products'
     weights are multiplied by it. With four channels of featkit-tiny's norms made 40 times larger,
     like the outliers of large models, the mean cosine is 0.9999 with smoothing and 0.989 without.

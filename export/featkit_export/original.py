@@ -30,8 +30,8 @@ from featkit_export.surgery import GEM_FLOOR, GEM_POWER
 
 HIDDEN, POOLED = "last_hidden_state", "pooler_output"
 POOLER = "pooler"  # the feature that takes POOLED as it is
-# Characters of ONNX Runtime's message that a refusal quotes. It names the failing node after its
-# first line, so that line alone is not enough.
+# Maximum length of ONNX Runtime's message when an error quotes it. It names the failing node after
+# its first line, so that line alone is not enough.
 LONGEST_CAUSE = 300
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
@@ -88,8 +88,8 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
 
 def _is_text_whole(message: Message) -> bool:
-    """Return whether every string in a message is UTF-8. protobuf returns others as bytes, which
-    no later code expects."""
+    """Return whether every string in a message is UTF-8. protobuf returns invalid strings as bytes,
+    which later code does not expect."""
     try:
         for field, value in message.ListFields():
             if field.type == FieldDescriptor.TYPE_MESSAGE:
@@ -108,8 +108,8 @@ def _is_text_whole(message: Message) -> bool:
 def read_interface(model: onnx.ModelProto, *, name: str, feature: str | None = None) -> Interface:
     """Return the inputs and outputs of a vision transformer's file.
 
-    feature: POOLER selects POOLED as the output. Raises InputError, with the interface found and
-    the one wanted, for any other kind of file.
+    feature: POOLER selects POOLED as the output. Raises InputError, naming the actual and the
+    required interface, for any other kind of file.
     """
     inputs = inputs_of(model.graph)
     takes = ", ".join(map(_described, inputs)) or "nothing"
