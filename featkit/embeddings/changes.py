@@ -24,12 +24,12 @@ CHECKED_AHEAD = 2  # shards per worker
 
 @dataclass(frozen=True, kw_only=True)
 class ShardCheck:
-    """The items of one shard to embed again: `changed` and `retried`. failed: those without an
-    embedding so far."""
+    """The items of one shard to embed again: `changed` and `retried`. failed: items that have no
+    embedding yet."""
 
     shard: int
     num_rows: int
-    stamps: list[Stamp]  # of its items in order, as they should be stored
+    stamps: list[Stamp]  # of its items, in order, to be stored
     written: bool  # whether the folder holds these stamps already
     failed: set[int]
     changed: set[int]
@@ -103,7 +103,7 @@ class _StoredRow(NamedTuple):
 
 
 class _Checker:
-    """Compares shards with the source. Safe from any thread."""
+    """Compare shards with the source. Safe from any thread."""
 
     def __init__(self, source: Source, folder: Embeddings, *, retry: bool, rehash: bool) -> None:
         self.source, self.folder, self.retry, self.rehash = source, folder, retry, rehash
@@ -173,6 +173,6 @@ class _Checker:
 
 
 def _stamp_by_age(now: Stamp, shard_ns: int) -> Stamp:
-    """Return the stored stamp that stands in for none, in a folder of an earlier version: a file
-    newer than its shard counts as changed."""
+    """Return a substitute for a missing stamp, in folders of earlier versions: a file newer than
+    its shard counts as changed."""
     return NO_STAMP if now.mtime_ns is not None and now.mtime_ns > shard_ns else now

@@ -13,7 +13,7 @@ Metadata: TypeAlias = dict[str, str | int | float]  # by column
 
 
 def column_name(name: str) -> str:
-    """Return the column for a piece of metadata: its own name, or `width_` if it is called
+    """Return the column for a metadata field: its own name, or `width_` if the field is called
     `width`."""
     return f"{name}_" if name.rstrip("_") in COLUMNS else name
 
@@ -43,7 +43,7 @@ def metadata_columns(source: Source) -> dict[str, str]:
     """Return the name and type of each column that the source's metadata needs.
 
     Reads the metadata of every item once, when a folder is begun: all shards have the same columns,
-    so no later item may bring a new one. An item whose metadata cannot be read will be a row with
+    so no later item can add one. An item whose metadata cannot be read will be a row with
     an error.
     """
     kinds: dict[str, str] = {}

@@ -14,7 +14,7 @@ from featkit.embeddings.shards import ShardRow
 class RemainingWork:
     """The shards to write, in order, and counts of what is kept.
 
-    num_kept: items whose row stays. num_kept_failed: those of them without an embedding.
+    num_kept: items whose row stays. num_kept_failed: kept items without an embedding.
     """
 
     def __init__(
@@ -44,8 +44,8 @@ class RemainingWork:
 
 @dataclass(frozen=True)
 class ShardWork:
-    """A shard to write or to update. turns: its batches that have to be embedded. check: what is
-    kept of it; None if it is new or damaged."""
+    """A shard to write or to update. turns: its batches to embed. check: what it keeps; None if it
+    is new or damaged."""
 
     folder: Embeddings
     shard: int
@@ -92,7 +92,7 @@ class FirstFailures:
         self._by_item = known
 
     def add(self, item: int, row: ShardRow) -> None:
-        """Add an item if it failed. Items have to come in ascending order."""
+        """Add an item if it failed. Items must come in ascending order."""
         if row.error is not None and len(self._by_item) < 2 * SHOWN_FAILURES:
             self._by_item[item] = (row.key, row.error)
 
@@ -106,7 +106,7 @@ def _shards_to_write(
 ) -> list[ShardWork]:
     """Return the shards to write, in order.
 
-    Batches are cut by position in the shard, whatever the shard lacks, so they are always the same.
+    Batches are cut by position in the shard, so they are the same whatever is missing.
     """
     check_of = {check.shard: check for check in checks}
     work = []

@@ -1,8 +1,8 @@
 """Compare the vectors of another engine or precision with a model's reference vectors.
 
 The reference is ONNX Runtime in the file's own precision. Each run embeds every image as
-`Embedder.embed` does, and compound edits of it (edits.py). Reported are the cosines with the
-reference, changed nearest neighbors, and the edits that still find their original.
+`Embedder.embed` does, and compound edits of it (edits.py). It reports cosines with the reference,
+changed nearest neighbors, and the edits that still find their original.
 """
 
 # P images, E edits of each, D width
@@ -31,7 +31,7 @@ from featkit.sources import Source
 # does not pass; 2 of the 600 change their nearest neighbor and no copy is lost.
 LEAST_COSINE = 0.9995
 NUM_EDITS = 4
-BOUND = 0.9  # from 5 % to 95 %; only the upper end is reported
+BOUND = 0.9  # the 5th to 95th percentile; only the upper end is reported
 QUERY_BLOCK = 1024
 
 
@@ -57,7 +57,7 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Return whether vectors of the two are compatible."""
+        """Return whether the vectors of the two runs are compatible."""
         return self.least_cosine >= LEAST_COSINE
 
 
@@ -182,7 +182,7 @@ def _found_at_1(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
 
 
 def _nearest_others(vectors: np.ndarray) -> np.ndarray:
-    """Return (P,), the row nearest to each except itself, without a matrix of P × P."""
+    """Return the row nearest to each other than itself, (P,), without a P × P matrix."""
     nearest = np.empty(len(vectors), np.int64)
     for start in range(0, len(vectors), QUERY_BLOCK):
         scores = vectors[start : start + QUERY_BLOCK] @ vectors.T

@@ -1,8 +1,8 @@
 """Baselines that a model must beat: comparing images without any learning.
 
-Raw pixels are the simplest embedding. The perceptual hash is what copy finders without a model use
-(pHash of Zauner, 2010, "Implementation and benchmarking of perceptual image hash functions", in the
-variant of the Python library imagehash).
+Raw pixels are the simplest embedding. The perceptual hash is what copy detectors without a model
+use (pHash of Zauner, 2010, "Implementation and benchmarking of perceptual image hash functions", in
+the variant of the Python library imagehash).
 """
 
 # N images, G images of the gallery, Q queries

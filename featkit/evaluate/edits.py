@@ -5,9 +5,9 @@ repeated. Lengths are relative to the image, so an edit looks the same at every 
 are keyed by (seed, purpose, image), never by order: an image gets the same edits alone, in a folder
 and in any thread.
 
-Changing any number or order below changes every score, so raise EDITS_VERSION with it. Left out are
-screenshots, collages, stickers, perspective and moiré, which benchmarks of copy detection such as
-DISC21 include.
+Changing any number or order below changes every score, so raise EDITS_VERSION with it. Screenshots,
+collages, stickers, perspective and moiré are left out, though copy detection benchmarks such as
+DISC21 include them.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ FINISHES = ("jpeg", "blur", "text")  # a compound edit ends with one of them
 
 
 def working_image(pixels: np.ndarray) -> Image.Image:
-    """Return the image that edits and the gallery start from, made of pixels (H, W, 3) uint8.
+    """Return the image for edits and the gallery, from pixels (H, W, 3) uint8.
 
     It is reduced to a shorter side of WORKING_SIDE, but never enlarged.
     """
@@ -263,7 +263,7 @@ def random_for(seed: int, purpose: str, key: str) -> Random:
 
 def draw_single(name: str, *, seed: int, key: str) -> Edit:
     """Draw the edit of this name (one of SINGLE_EDITS) for the image `key`."""
-    # the stream's name is a part of EDITS_VERSION: another spelling would draw other edits
+    # the stream's name is part of EDITS_VERSION: changing it would draw different edits
     stream = "colour" if name == Color.name else name  # quoted
     return _DRAW[name](random_for(seed, stream, key))
 

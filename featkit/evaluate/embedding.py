@@ -21,7 +21,7 @@ from featkit.sources import Source
 
 IMAGES_A_BLOCK = 16
 T = TypeVar("T")
-# number of images done, and of those among them that failed
+# number of images done, and how many of them failed
 OnProgress: TypeAlias = Callable[[int, int], None]
 # left, top, right, bottom, in pixels of the upright image
 Box: TypeAlias = tuple[float, float, float, float]
@@ -32,7 +32,7 @@ class ImageModel(Protocol):
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest of the model's file, or the one it would have."""
+        """The manifest of the model's file, or the one that an export would write."""
         ...
 
     @property

@@ -29,7 +29,7 @@ class EngineFigures:
     """One engine and precision. Cosines are with the reference, ONNX Runtime in float32.
 
     flops: floating-point operations per second; None if the model's were not counted.
-    recall_lost: lost copy recall@1; None on drawn images, which have no meaningful neighbors.
+    recall_lost: loss of copy recall@1; None on drawn images, which have no meaningful neighbors.
     """
 
     run: str
@@ -46,7 +46,7 @@ class EngineReport:
     """Every engine that works, and the limits of the machine.
 
     matrix_flops: rate of numpy's float32 matrix products, as a practical upper limit.
-    multiply_adds: of one image; None without OpenVINO, which counts them.
+    multiply_adds: count for one image; None without OpenVINO, which counts them.
     """
 
     model: Path

@@ -221,7 +221,7 @@ def _array_of(data: object, kind: object, shape: object, order: object) -> _Arra
 
 
 def _bytes_of(text: object, encoding: object = None) -> bytes:
-    """Replace codecs.encode, with which pickles up to protocol 2 store bytes."""
+    """Replace codecs.encode, which pickles up to protocol 2 use to store bytes."""
     if not isinstance(text, str) or encoding != "latin1":
         raise InputError("has bytes in an encoding other than latin1.")
     return text.encode("latin1")

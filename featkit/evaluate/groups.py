@@ -133,7 +133,8 @@ def evaluate_groups(
 
 
 def num_right(wanted: np.ndarray, groups: np.ndarray, *, leave_one_out: bool) -> np.ndarray:
-    """Return (Q,), the number of gallery images of each query's group, less its own if left out."""
+    """Return (Q,), the number of gallery images of each query's group, not counting itself if it is
+    left out."""
     counts = np.bincount(
         groups, minlength=int(max(wanted.max(initial=0), groups.max(initial=0))) + 1
     )
@@ -218,7 +219,7 @@ def _ties(rising: np.ndarray, right: np.ndarray) -> _Ties:
 def _expected_precision(ties: _Ties, harmonic: np.ndarray) -> float:
     """Return the average precision expected over all orders of tied images.
 
-    Take a tie of n images, r of them matches, after b images of which a are matches. Position j of
+    Let a tie of n images with r matches follow b images with a matches. Position j of
     it holds a match with probability r / n. Then a + 1 + (j - 1) (r - 1) / (n - 1) of the b + j
     images up to there are matches.
     """

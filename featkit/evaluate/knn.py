@@ -133,7 +133,7 @@ def knn_accuracy(
 
     train_vectors (N, D) and test_vectors (Q, D): any float dtype and any length. train_labels (N,)
     and test_labels (Q,): of the same type. If k exceeds N, all N vote. Raises ValueError as
-    `nearest` does, and if there are no test vectors.
+    `nearest` does, or if there are no test vectors.
     """
     if len(test_vectors) == 0:
         raise ValueError("there are no test vectors")
@@ -148,9 +148,9 @@ def nearest(
     """Return the inner products (Q, k) float32 and rows (Q, k) int64 of the k nearest, best first.
 
     queries (Q, ...) and gallery (N, ...) are turned into vectors by `to_vectors`, block by block as
-    in retrieval.find_places, so memory does not grow with Q × N. Of equal products the lower row
-    comes first. If k exceeds N, all N rows are returned. Raises ValueError for k below 1, an empty
-    gallery and non-finite numbers.
+    in retrieval.find_places, so memory does not grow with Q × N. Equal products are ordered by row.
+    If k exceeds N, all N rows are returned. Raises ValueError for k below 1, an empty gallery and
+    non-finite numbers.
 
         for each query:  order = sorted(range(N), key=lambda row: (-query @ gallery[row], row))[:k]
     """
@@ -188,7 +188,7 @@ def weighted_vote(cosines: np.ndarray, labels: np.ndarray, *, temperature: float
     """Return the label (Q,) with the most votes; a neighbor's weight is exp(cosine / temperature).
 
     cosines (Q, k): best first. labels (Q, k): of the same neighbors, any type. Votes are summed in
-    float64; of equal labels the one with the nearer neighbor wins. DINOv2's code divides by the sum
+    float64; if labels tie, the one with the nearer neighbor wins. DINOv2's code divides by the sum
     of all weights (a softmax) and DINO's does not, with the same winner.
 
         votes[q, label] = sum of exp((cosines[q, i] - cosines[q, 0]) / temperature)
@@ -201,7 +201,7 @@ def weighted_vote(cosines: np.ndarray, labels: np.ndarray, *, temperature: float
 def majority_vote(labels: np.ndarray) -> np.ndarray:
     """Return the most frequent label (Q,) among the neighbors' labels (Q, k), nearest first.
 
-    Of equally frequent labels the one with the nearer neighbor wins.
+    If labels tie, the one with the nearer neighbor wins.
     """
     return _most_voted(np.ones(labels.shape), labels)
 

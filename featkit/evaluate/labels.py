@@ -69,10 +69,9 @@ def embed_labeled(
     label: str = LABEL,
     on_progress: OnProgress = no_progress,
 ) -> LabeledPair:
-    """Embed both parts, leaving out and adding to `failures` unreadable and unlabeled images.
-
-    label: a column of both; for `label`, also its stand-ins. Raises InputError if a part has no
-    such column or no readable image, and if the two parts have no label in common.
+    """Embed both parts; unreadable and unlabeled images go to `failures`. label: a column of both
+    parts, or a stand-in for `label`. Raises InputError if a part has no such column or no readable
+    image, and if the two parts have no label in common.
     """
     columns = (find_column(train_source, label), find_column(test_source, label))
     train = embed_images(
@@ -100,7 +99,7 @@ def embed_labeled(
 
 
 def find_column(source: Source, wanted: str) -> str:
-    """Return the column for `wanted`: itself or a stand-in, whichever the first item has.
+    """Return `wanted` or its stand-in, whichever column the first item has.
 
     Raises InputError, naming the existing columns, if there is none.
     """

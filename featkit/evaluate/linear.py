@@ -83,7 +83,7 @@ class LinearClassifier:
     converged: bool
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """Predict labels (N,) of features (N, D); of equal scores the first wins."""
+        """Predict labels (N,) of features (N, D); ties go to the first label."""
         scores = ((features - self.mean) / self.std) @ self.weights + self.biases
         return np.asarray(self.labels[scores.argmax(axis=1)])
 
@@ -180,7 +180,7 @@ def choose_l2(
 ) -> tuple[float, list[float]]:
     """Return the l2 with the best accuracy on the held-out images, and the accuracy of each l2.
 
-    Of equal accuracies the largest l2 wins. If nothing is held out, the fitted images are used.
+    If accuracies tie, the largest l2 wins. If nothing is held out, the fitted images are used.
     """
     judged = held_out if len(held_out) else fitted
     classifiers = fit(features[fitted], labels[fitted], grid)

@@ -22,9 +22,8 @@ TIE = 1e-6  # the accuracy of a cosine computed in float32
 
 @dataclass(frozen=True)
 class Places:
-    """The rank of each query's match: numbers (Q,) int64 of items that score better, and the same.
-
-    The match itself is among those that score the same.
+    """The rank of each query's match: counts (Q,) int64 of items that score better, and of items
+    that tie. The match itself counts as a tie.
     """
 
     better: np.ndarray
@@ -103,8 +102,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval of a mean, resampling whole images.
 
-    values (P, E): E queries of each of P images, which are not independent; or (P,), one each.
-    Returns the quantiles (1 - level) / 2 and (1 + level) / 2 of `num_resamples` means.
+    values (P, E): E queries for each of P images, which are not independent; or (P,), one query per
+    image. Returns the quantiles (1 - level) / 2 and (1 + level) / 2 of `num_resamples` means.
 
         for each resample:  mean(values[rng.integers(0, P, P)])
     """

@@ -4,8 +4,9 @@ In Medium, easy and hard images match and junk is ignored. Easy ignores hard ima
 Hard ignores easy ones. Ignored images are removed from the ranking. A test compares the figures
 with revisitop's compute_map, written as loops.
 
-The protocol leaves three choices open, which are made here and printed: one size, the model's own,
-instead of several scales; ties in the order of imlist; unreadable database images last.
+The protocol leaves three choices open, which featkit makes as follows and prints: one size, the
+model's own, instead of several scales; ties in the order of imlist; unreadable database images
+last.
 
 Letters: Q queries, G images of the database, D width, n right images.
 """
@@ -71,7 +72,7 @@ def evaluate_revisited(
 ) -> RevisitedReport:
     """Rank the database for each query, cropped to its box.
 
-    Both are found in `source` by name, without folder and suffix. Memory is that of
+    Queries and database are found in `source` by name, without folder and suffix. Memory is that of
     `embedding.embed_images`. Raises InputError if `source` lacks a name or has it twice, and if a
     query cannot be read.
     """

@@ -1,6 +1,6 @@
 """Measure how fast engines run a model on this machine, and the machine's own limit.
 
-Runs take turns, so other load affects all of them alike, and the median turn counts. A turn does
+Runs take turns, so other load affects them equally, and the median turn counts. A turn does
 what the batch job does: one caller per CPU, each with its own batch and a single thread.
 """
 
@@ -28,7 +28,7 @@ ROUNDS = 5
 MATRIX_SIDE = 1536  # one product takes 20 to 100 ms on a few cores
 MATRIX_ROUNDS = 20
 CHILD_TIMEOUT_S = 600.0
-# The library that numpy multiplies with reads one of these when it is loaded.
+# The BLAS library of numpy reads one of these when it is loaded.
 THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",

@@ -18,7 +18,7 @@ from featkit.wording import counted, first_line
 
 Result = TypeVar("Result")
 MAX_SIDE = 2**31  # pixels
-UNIT_TOLERANCE = 1e-3  # of a vector's length; half-precision vectors stay within it
+UNIT_TOLERANCE = 1e-3  # tolerance of a vector's length; half-precision vectors stay within it
 
 
 def one_query(**queries: object) -> None:

@@ -1,4 +1,4 @@
-"""The catalogue: one SQLite file that is the truth about an index.
+"""The catalogue: one SQLite file with the authoritative state of an index.
 
 Every change of an index is one transaction of its catalogue. This file has the transactions and the
 write-ahead log; tables.py and table_writer.py have what is stored, and connections.py follows the
@@ -21,8 +21,8 @@ from featkit.index.table_writer import CatalogueWriter
 from featkit.index.tables import SCHEMA, CatalogueReader, StateKey
 from featkit.index.vectors import Signature
 
-# A longer log is restarted after a commit. SQLite has the same bound, but keeps it only when there
-# is a moment without readers. If a reader stays, the next attempt comes after as many bytes again.
+# A longer log is restarted after a commit. SQLite has the same bound, but enforces it only when no
+# reader is active. If a reader stays, the next attempt comes after that many more bytes.
 MAX_LOG_BYTES = 4 * 2**20
 CHECKPOINT_TIMEOUT_MS = 1000
 
@@ -43,7 +43,7 @@ class Catalogue:
         # the id and the file of the index that the token belongs to
         self._written: tuple[str, Signature] | None = None
         self._connections = Connections(path)
-        self._kept_log_bytes = 0  # bytes of a log that could not be restarted
+        self._kept_log_bytes = 0  # size in bytes of a log that could not be restarted
 
     @staticmethod
     def create(path: Path, settings: Mapping[str, Value]) -> None:

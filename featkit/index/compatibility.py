@@ -1,7 +1,7 @@
 """Which models, engines and precisions give vectors that may be compared with those of an index.
 
 Vectors of different models never mix. Vectors of one model mix across engines and precisions,
-except for bf16, which needs a proof: `featkit verify` measures on photos that a run gives the same
+except for bf16, which needs a proof: `featkit verify` checks on images that a run gives the same
 vectors, and the index keeps the result in its settings.
 """
 
@@ -25,7 +25,7 @@ MODEL_FILE = "model.onnx"
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """A measurement that a run gives the vectors of ONNX Runtime in float32.
+    """A record that a run was measured to give the vectors of ONNX Runtime in float32.
 
     recall_lost is the loss of recall@1 in a search for edited copies.
     """
@@ -39,7 +39,7 @@ class Proof:
 
     @property
     def run(self) -> Run:
-        """The run that was proven."""
+        """The proven run."""
         return Run(self.backend, self.precision)
 
 
@@ -97,7 +97,8 @@ class Compatibility:
         return manifest.fingerprint in own.proven_equal_to
 
     def check_embeddings(self, folder: Embeddings) -> None:
-        """Raise InputError if the vectors of an embeddings folder do not belong into the index."""
+        """Raise InputError if the vectors of an embeddings folder are not compatible with the
+        index."""
         plan = folder.plan
         if plan.fingerprint != self.fingerprint and not self.accepts_model(
             read_manifest(folder.model_path)
@@ -146,7 +147,7 @@ def read_proofs(text: str) -> list[Proof]:
 
 
 def _run(index: Path, settings: Mapping[str, Value]) -> Run:
-    # an index without the setting was made before there were other runs
+    # an index without the setting is older than other runs
     text = str(settings.get("run", "onnxruntime fp32"))
     try:
         return Run.parse(text)

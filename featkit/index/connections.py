@@ -17,7 +17,7 @@ APPLICATION_ID = 0x66656174  # "feat"; distinguishes this file from any other SQ
 BUSY_TIMEOUT_S = 30.0
 
 # SQLITE_ERROR is a missing table or column, and 0 is text that is not UTF-8, which has no code.
-# Both mean damage, since our statements are right for an undamaged catalogue.
+# Both mean damage, since our statements never fail on an undamaged catalogue.
 DAMAGES = frozenset(
     (
         0,

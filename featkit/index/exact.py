@@ -1,6 +1,6 @@
 """Exact search: FAISS scans for candidates, and their scores are recomputed in float64.
 
-    Q queries, N rows, D width, k hits wanted
+    Q queries, N rows, D width, k requested hits
 
 FAISS scans one block of rows after another (`knn_inner_product`, without building anything); the
 best of all blocks are merged, and an IDSelector excludes ids. Its float32 sums depend on how many

@@ -11,7 +11,7 @@ from featkit.index.records import Value
 from featkit.index.searcher import Searcher
 
 EXACT = "exact"
-# Each opens the searcher of an index folder, in which a type may have files of its own.
+# Each opens the searcher of an index folder; a type may keep its own files there.
 SEARCHERS: dict[str, Callable[[Path], Searcher]] = {
     EXACT: lambda _index: ExactSearcher(),
 }

@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 class IndexReader:
-    """Passes committed states of the index at a path to functions that read. Thread-safe.
+    """Pass committed states of the index at a path to reading functions. Thread-safe.
 
     It keeps the vectors of the latest state, and opens them again when something was committed or
     the files were replaced.

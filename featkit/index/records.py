@@ -13,7 +13,7 @@ Value = str | int | float  # and bool, which is an int
 
 
 class NoSuchItem(InputError):
-    """The index does not have an item with this id or key, or has it no longer."""
+    """The index has no item with this id or key, or no longer has it."""
 
     def __init__(self, index: Path, item: int | str) -> None:
         self.index, self.item = index, item
@@ -76,7 +76,7 @@ class AddReport:
     """Counts of what happened to the rows of an embeddings folder.
 
     num_replaced are included in num_added; num_unchanged are not. num_kept are included in
-    num_without_embedding: the index still holds them from when their files were readable.
+    num_without_embedding: the index still holds them from a time when their files were readable.
     """
 
     num_added: int = 0

@@ -18,7 +18,7 @@ from featkit.filetypes import NUM_BYTES
 Metadata: TypeAlias = dict[str, str | int | float]
 NOTHING_SKIPPED: Mapping[str, int] = MappingProxyType({})
 
-# Suffixes of images; what a file really is shows when it is decoded. A format counts even if the
+# Suffixes of images; decoding shows what a file really is. A format counts even if the
 # package that reads it is not installed, so that a folder has the same items on every machine:
 # without the package they are rows that name the package to install.
 RAW_SUFFIXES = frozenset(
@@ -79,8 +79,7 @@ _SYSTEM_FILES = re.compile("|".join(map(translate, SYSTEM_FILES)))
 
 
 class Skip(NamedTuple):
-    """Why a path is passed over. path: the file itself, or the folder above it that is the
-    reason."""
+    """Why a path is skipped. path: the file itself, or the folder above it that is skipped."""
 
     reason: str  # "hidden file", "hidden folder", "system file", "system folder (@eaDir)"
     path: str

@@ -42,7 +42,7 @@ def is_container(request: Request) -> bool:
 def open_container(request: Request) -> Source:
     """Open one archive or Parquet file."""
     path = request.path
-    # Patterns may leave out the archive's own name, with which its keys begin.
+    # Keys begin with the archive's own name, which patterns may leave out.
     selection = replace(request.selection, root=f"{path.name}/")
     container = _open(path, path.name, request._replace(selection=selection))
     if not len(container):
@@ -90,7 +90,7 @@ def _open(path: Path, prefix: str, request: Request) -> Source:
 def _nothing_readable(
     name: str, parts: Sequence[Source], errors: Sequence[InputError], num_containers: int
 ) -> InputError:
-    """Return the error for several containers and images of which nothing is left."""
+    """Return the error for containers and images if no item is left."""
     if len(errors) < num_containers:
         return InputError(none_left(name, sum(sum(part.skipped.values()) for part in parts)))
     if len(errors) == 1:

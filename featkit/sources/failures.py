@@ -11,8 +11,7 @@ from featkit.sources.base import Metadata
 
 
 class NoImages(InputError):
-    """An intact container has no images: an error if it is the only one, passed over among
-    others."""
+    """An intact container has no images: an error if it is the only one, skipped among others."""
 
 
 class FailedItems:

@@ -178,7 +178,7 @@ def _load(spec: str, name: str, config: str | None, *, split: str | None = None)
     try:
         with _bars_on_terminals(library):
             return library.load_dataset(name, config, split=split)
-    # The library lets through some of what HTTP libraries raise, which share no base class.
+    # The library lets some exceptions of HTTP libraries through, and they share no base class.
     except Exception as error:
         failure = None if Path(name).exists() else why_failed(error)
         if failure is not None:

@@ -1,4 +1,5 @@
-"""Keys of files: valid UTF-8 and different for different names; and other spellings of a name."""
+"""Keys of files: valid UTF-8 and different for different names. Also finds other spellings of a
+name."""
 
 from __future__ import annotations
 
@@ -53,8 +54,7 @@ def other_spellings(key: str) -> list[str]:
 
 
 def twins(read: Callable[[], Iterable[str]]) -> set[str]:
-    """Return the keys that are spellings of the same name: of files whose names differ in nothing
-    else.
+    """Return the keys that differ only in how they spell a name.
 
     read: returns all keys; called a second time if there may be such keys. Memory is 8 bytes per
     key.

@@ -197,7 +197,7 @@ def _lines(file: Path, text: str) -> Iterator[tuple[int, str]]:
 
 
 def _split(root: Path, text: str) -> list[str]:
-    """Return the lines of a list, whatever ends them: LF, CR LF, CR, or the zero byte of
+    """Return the lines of a list, with any line ending: LF, CR LF, CR, or the zero byte of
     `find -print0`."""
     # Not splitlines(), which also splits at characters that file names may contain.
     lines = text.split("\n")
@@ -239,7 +239,7 @@ def _table_rows(file: Path, text: str) -> Iterator[tuple[int, str]]:
 
 
 def _path_column(shown: str, first_row: list[str]) -> tuple[int, bool]:
-    """Return the column of paths, and whether the first row has names of columns. InputError if
+    """Return the index of the path column, and whether the first row is a header. InputError if
     there is no such column."""
     names = [cell.strip().casefold() for cell in first_row]
     for name in PATH_COLUMNS:
@@ -271,7 +271,7 @@ def _meant(root: Path, line: str) -> str:
 
 
 def _is_ambiguous(bare: str) -> bool:
-    """Return whether a line may mean something else than it says."""
+    """Return whether a line may mean a path other than its literal text."""
     return _is_quoted(bare) or _is_raw(bare) or "\\" in bare or bare.startswith("file:")
 
 
@@ -299,7 +299,7 @@ def _converted(root: Path, bare: str) -> str:
 def _normal(root: Path, path: str) -> str:
     """Return the path without `.`, `//` and `..`; a `..` after a link to a folder stays, since it
     leads elsewhere."""
-    if _ADDRESS.match(path) or "\0" in path:  # not a name that a file can have
+    if _ADDRESS.match(path) or "\0" in path:  # no file can have this name
         return path
     normal = os.path.normpath(path)
     normal = "/" + normal.lstrip("/") if normal.startswith("//") else normal

@@ -44,9 +44,9 @@ def open_source(
 
     Among several archives and Parquet files, one that cannot be read is an item with an error.
 
-    selection: which images are wanted; one that leaves no image is refused. column: short for the
-    selection's column. check_column: refuse a column if the source has none; False for one source
-    of several.
+    selection: which images are wanted; at least one must remain. column: short for
+    the selection's column. check_column: refuse a column if the source has none; False for one
+    source of several.
 
     InputError if the source is missing, empty, has no images, or is of another kind.
     """
@@ -135,7 +135,7 @@ def _refuse_torchvision(request: Request) -> Source:
     )
 
 
-# The first that recognizes a request opens it. Names of what is not a path come after what exists.
+# The first opener that recognizes a request is used. Existing paths come before other names.
 OPENERS = (
     Opener(_is_saved, _open_saved),
     Opener(lambda request: request.path.is_dir(), _open_folder),

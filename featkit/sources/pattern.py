@@ -19,7 +19,7 @@ MATCHED_FOLDER = "matched folder"
 
 
 def is_pattern(request: Request) -> bool:
-    """Return whether the request has characters that a pattern has and an existing path has not."""
+    """Return whether the request has a pattern's characters and is not an existing path."""
     return glob.has_magic(request.spec)
 
 
@@ -27,7 +27,7 @@ def open_pattern(request: Request) -> Source:
     """Open the files that a pattern matches. The key of each is its path; keys of a container's
     items begin with the container's name.
 
-    Links to nothing are items with an error. Files in hidden and system folders that the pattern
+    Broken links are items with an error. Files in hidden and system folders that the pattern
     does not name are counted, and so are folders, unless files below them match.
     """
     spec = request.spec
@@ -53,7 +53,7 @@ def open_pattern(request: Request) -> Source:
 def _files(
     matches: Sequence[Path], folders: set[Path], spec: str, selection: Selection, tally: Tally
 ) -> list[Path]:
-    """Return the matched files that are taken; count the others."""
+    """Return the matched files to read; count the others."""
     named = set(Path(spec).parts)
     files: list[Path] = []
     for path in matches:
@@ -95,7 +95,7 @@ def _by_prefix(containers: Sequence[Path]) -> Mapping[str, Path]:
 
 
 def _escape_existing(pattern: str) -> str:
-    """Return the pattern with the existing folder that it begins with escaped: `[2024] trip` in
+    """Return the pattern with its leading existing folder escaped: `[2024] trip` in
     `[2024] trip/*.tar`."""
     path = Path(pattern)
     existing = next((above for above in path.parents if above.exists()), Path())

@@ -12,7 +12,7 @@ from featkit.sources.selection import Selection
 
 
 class Request(NamedTuple):
-    """A source as it was typed, the limits of its images, and the selection among them."""
+    """A source as the user typed it, with the limits and the selection of its images."""
 
     spec: str
     path: Path  # of the same text

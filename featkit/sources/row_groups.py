@@ -30,7 +30,7 @@ from featkit.wording import one_line
 # Limits for images and for metadata, in addition to the group that is being read.
 KEPT_BYTES, KEPT_TEXT_BYTES = 64 * 2**20, 16 * 2**20
 KEPT_WHOLE = 32 * 2**20  # a group up to this size is kept whole
-MAX_GROUPS = 6  # kept whatever their size, if rows are read from that many in turn
+MAX_GROUPS = 6  # kept at any size, if rows are read from that many in turn
 BATCH_BYTES, MAX_BATCH = 2 * 2**20, 1024
 READ_BYTES = 2**20  # read from the file at a time
 KEPT_BATCHES = 2  # kept although all their rows were taken
@@ -107,7 +107,7 @@ class ParquetShard:
 
 
 class RowGroup:
-    """Some columns of one row group, decoded from the first row as far as rows were asked for. Safe
+    """Some columns of one row group, decoded from the first row up to the last one requested. Safe
     from any thread."""
 
     def __init__(
@@ -210,8 +210,8 @@ class RowGroup:
 
 
 def _without_unused_values(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return a batch with only its own values in its dictionaries. pyarrow adds those of all
-    batches before it."""
+    """Return a batch whose dictionaries have only its own values; pyarrow's also have those of
+    earlier batches."""
     kinds = [
         kind
         for field in batch.schema
@@ -242,7 +242,7 @@ def _fields_of(kind: pa.DataType) -> list[pa.Field]:
 
 
 class RowGroups:
-    """The row groups that a process keeps, of all its Parquet files. Safe from any thread."""
+    """The cached row groups of all Parquet files in this process. Safe from any thread."""
 
     def __init__(self, kept_bytes: int) -> None:
         """kept_bytes: limit for all groups together, beyond those that are read in turn."""
@@ -267,7 +267,7 @@ class RowGroups:
             row_group = self._groups.get(key)
             if row_group is None:
                 row_group = self._groups[key] = RowGroup(shard, group, columns, num_bytes)
-                if key in self._dropped:  # it was dropped too early
+                if key in self._dropped:  # the group was dropped too early
                     self._dropped.remove(key)
                     self._num_groups = min(self._num_groups + 1, MAX_GROUPS)
             self._groups.move_to_end(key)
@@ -280,7 +280,7 @@ class RowGroups:
     def _shrink(self, key: Key, current: RowGroup) -> None:
         """Drop the least recently used groups beyond the limit."""
         if self._groups.get(key) is not current:
-            return  # it was dropped while it was read
+            return  # the group was dropped during the read
         self._num_bytes += current.num_bytes - current.counted_bytes
         current.counted_bytes = current.num_bytes
         if self._num_bytes <= self.kept_bytes:

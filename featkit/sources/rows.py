@@ -30,7 +30,7 @@ class Columns:
     """The columns of a table.
 
     image: the one that holds the images. plain: those of text and numbers. label_names: the class
-    names by column of labels. others: further columns that could hold the images.
+    names by column of labels. others: the other columns that could hold the images.
     """
 
     image: str
@@ -89,7 +89,7 @@ def _by_rank(fields: list[pa.Field]) -> list[str]:
 
 
 def _as_in(names: list[str], name: str) -> str | None:
-    """Return a name as the table spells it: other code points may make the same letters."""
+    """Return the name as the table spells it, since different code points can look the same."""
     if name in names:
         return name
     normal = normalize("NFC", name)
@@ -141,7 +141,7 @@ def _wrong_column(schema: pa.Schema, where: str, column: str, candidates: list[s
 
 
 def _rank(field: pa.Field) -> tuple[int, int] | None:
-    """Return a sort key of a column that may hold images, the best first; None if it cannot."""
+    """Return the sort key of a column, the best first; None if it cannot hold images."""
     name = FIRST_CHOICE.index(field.name) if field.name in FIRST_CHOICE else len(FIRST_CHOICE)
     if pa.types.is_struct(field.type):
         return (
@@ -204,7 +204,7 @@ def columns_of(source: Source) -> Sequence[Columns]:
 
 
 def image_column(source: Source) -> str:
-    """Return the name of the column that the images are read from, several separated by commas; ""
+    """Return the names of the columns that images are read from, separated by commas; ""
     for a source without columns."""
     return ", ".join(dict.fromkeys(columns.image for columns in columns_of(source)))
 
@@ -241,7 +241,7 @@ def read_image(
 def read_metadata(
     rows: pa.Table | pa.RecordBatch, i: int, columns: Columns, *, key: str
 ) -> Metadata:
-    """Return the text and numbers of one row, `label_name` for a class `label`, and the image's
+    """Return the text and numbers of one row. Add `label_name` for a class label, and the image's
     `path` if the layout has one. InputError for damaged text."""
     metadata: Metadata = {}
     try:
@@ -294,8 +294,8 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def _label_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Return class names by column, from the note that the datasets library writes into a schema;
-    nothing if there is no such note."""
+    """Return class names by column, from the schema metadata that the datasets library writes;
+    empty without it."""
     note = (schema.metadata or {}).get(b"huggingface")
     try:
         features: Any = json.loads(note)["info"]["features"] if note is not None else {}
@@ -304,7 +304,7 @@ def _label_names(schema: pa.Schema) -> dict[str, list[str]]:
             for name, feature in features.items()
             if feature.get("_type") == "ClassLabel"
         }
-    except (ValueError, KeyError, TypeError, AttributeError):  # anyone may have written that note
+    except (ValueError, KeyError, TypeError, AttributeError):  # the metadata may come from anyone
         return {}
     return {
         name: names

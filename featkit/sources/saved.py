@@ -21,7 +21,7 @@ from featkit.sources.rows import DAMAGED, Columns, find_columns, read_image, rea
 from featkit.wording import one_line
 
 STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
-# Where different versions of the library list the files with the order of the rows.
+# The keys under which versions of the library list the files with the row order.
 INDICES = ("_indices_data_files", "_indices_files")
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
@@ -159,7 +159,7 @@ class SavedDataset:
         if self._order is not None:
             row = int(self._order[item])
             if self._failed:
-                # From the first failure on, nobody knows which row is where.
+                # After the first failure, row positions are unknown.
                 first = min(self._failed)
                 if row >= self._ends[first] - 1:
                     return first, 0
@@ -199,7 +199,7 @@ def choose_split(splits: Sequence[str], wanted: str | None, *, of: str, example:
     """Return the wanted split, or the only one. InputError that lists the splits and shows how to
     name the first.
 
-    of: the data set, for messages. example: how a split is named, with {} in place of its name.
+    of: the data set, for messages. example: how to request a split, with {} for its name.
     """
     if wanted in splits:
         return str(wanted)
@@ -292,7 +292,7 @@ def _refuse_other_kinds(file: Path) -> None:
 
 
 def _read_order(files: Sequence[Path]) -> np.ndarray | None:
-    """Return the row of each item, if a selection or a shuffle was saved as an order; else
+    """Return the row of each item if the data set was saved with a selection or shuffle, else
     None."""
     if not files:
         return None

@@ -95,7 +95,7 @@ class Selection:
         return [_Pattern(pattern) for pattern in self.exclude]
 
     def skip_folder(self, path: str) -> str | None:
-        """Return why a folder is passed over with everything below it; None if it is not. path:
+        """Return why a folder is skipped with everything below it; None if it is not. path:
         relative, with `/`."""
         name = path.rpartition("/")[2]
         reason = folder_skip_reason(name)
@@ -124,7 +124,7 @@ class Selection:
         return EXCLUDED_FILE if self._any_matches(self._excluded, path) else None
 
     def skip_key(self, key: str) -> str | None:
-        """Return why `include` and `exclude` exclude an item; None if they do not."""
+        """Return why `include` or `exclude` leaves out an item; None if neither does."""
         if self._any_matches(self._excluded, key):
             return EXCLUDED_FILE
         if self._included and not self._any_matches(self._included, key):
@@ -142,7 +142,7 @@ class Selection:
     def pick(self, paths: Iterable[str], *, below: str = "") -> Picked:
         """Return the items among the files of an archive, in order, and count the rest.
 
-        paths: relative, with `/`; the folders above each file have to pass too. below: a prefix
+        paths: relative, with `/`; the folders above each file must pass too. below: a prefix
         that patterns expect before the paths, such as `shard.tar/`.
         """
         tally = Tally()
@@ -209,8 +209,8 @@ def drop_raw_twins(paths: list[str], tally: Tally) -> list[str]:
 
 
 def suffix_reason(name: str) -> str:
-    """Return the reason to count for a file without an image's suffix: the suffix itself, if it
-    looks like one."""
+    """Return the reason for skipping a file without an image suffix: the suffix itself, if it looks
+    like one."""
     suffix = suffix_of(name)
     if suffix in ("", "."):
         return NO_SUFFIX

@@ -133,7 +133,7 @@ class TarSource:
     ) -> Iterator[Member | Unreadable]:
         """Yield the items. Links to folders and to other items are counted instead."""
         entries = listing.entries
-        ends = {  # where each symbolic link leads
+        ends = {  # the target of each symbolic link
             key: listing.follow(entry)
             for key, entry in entries.items()
             if isinstance(entry, SymbolicLink)
@@ -216,8 +216,7 @@ class TarSource:
         return b"".join([*parts, bytes(wanted - position)])
 
     def _refuse_change(self, file: BinaryIO, member: Member) -> None:
-        """InputError if the archive was changed since it was listed, and the member's header with
-        it."""
+        """InputError if the archive changed since it was listed, including this member's header."""
         if _identity(os.fstat(file.fileno())) != self._identity:
             file.seek(member.header)
             block = file.read(BLOCK)
@@ -231,8 +230,8 @@ def _is_folder(listing: MemberList, end: str | None) -> bool:
 
 
 def _refuse_other_kinds(path: Path) -> Kind | None:
-    """Return what the first bytes look like. InputError for an empty file, and for one that is
-    certainly something else."""
+    """Return the file type that the first bytes suggest. InputError if the file is empty or
+    certainly not a tar."""
     head = read_head(path)
     kind = None if parse_header(head[:BLOCK]) is not None else what_is(head)
     # Zeros and text may be a first header that was overwritten.
