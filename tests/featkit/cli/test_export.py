@@ -685,7 +685,7 @@ def test_the_hub_out_of_reach_ends_with_3_and_what_to_do(tmp_path: Path) -> None
         in said.error
     )
     assert "onnx/model.onnx" in said.error
-    assert "pass them by `featkit export FOLDER --out m.onnx`" in said.error
+    assert "use them with `featkit export FOLDER --out m.onnx`" in said.error
     assert not (tmp_path / "m.onnx").exists()
 
 
