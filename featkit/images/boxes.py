@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-SEARCHED_BYTES = 2**16  # the boxes stand before the pixels
+SEARCHED_BYTES = 2**16  # the boxes come before the pixels
 
 
 def nclx_of(data: bytes) -> tuple[int, int] | None:

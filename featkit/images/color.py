@@ -1,6 +1,6 @@
 """Convert colors to sRGB by an image's ICC profile or its format's own color metadata.
 
-Profiles are untrusted. A profile that is damaged, too large, of another class or for other
+Profiles are untrusted. A profile that is damaged, too large, of the wrong class or for other
 channels is ignored, as browsers do, and the image is still read. A profile that changes nothing
 costs one digest.
 """
@@ -19,7 +19,7 @@ from PIL import Image, ImageCms
 
 MAX_PROFILE_BYTES = 4 * 2**20  # profiles of printing presses reach 3 MB
 CACHED_TRANSFORMS = 64
-SAME_WITHIN = 2  # levels of 255; profiles that are called sRGB differ by one among themselves
+SAME_WITHIN = 2  # levels of 255; profiles called sRGB differ from each other by one
 
 # Color spaces accepted for each mode. A gray image may still carry the RGB profile of the image it
 # was made from.

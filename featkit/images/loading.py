@@ -97,7 +97,7 @@ def read_encoded(
 
 
 def is_single(images: object) -> bool:
-    """Return whether a value is one image, or not an image at all, rather than several images."""
+    """Return False if a value is several images; True for one image or anything else."""
     if isinstance(images, np.ndarray):
         return images.ndim < 4 and not (images.ndim == 1 and images.dtype.kind in "OUS")
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Mapping)

@@ -70,7 +70,7 @@ def chunks(data: bytes) -> Iterator[Chunk]:
 def mended(data: bytes, *, with_animation: bool = True) -> bytes:
     """Return the PNG with only the chunks that affect how it looks, and with an end marker.
 
-    with_animation: keep the animation, which may be damaged although the still image is not.
+    with_animation: keep the animation, which may be damaged even if the still image is intact.
 
     Damage in the remaining chunks, such as IDAT, is left for the decoder to report.
     """

@@ -1,8 +1,8 @@
-"""Limit the memory of images that are decoded concurrently; a large one waits for its turn.
+"""Limit the memory of images that are decoded concurrently; large ones wait for their turn.
 
 A JPEG can be decoded at a fraction of its size. Other formats are decoded whole, at 11 to 30 bytes
 per pixel, so an image at the limit of 100 million pixels takes 1.4 GB or more, and sixteen threads
-may meet sixteen of them.
+could decode sixteen of them at once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class MemoryBudget:
 
     @contextmanager
     def for_one_image(self) -> Iterator[None]:
-        """Use the budget for one image decoded in this thread, and return its bytes at the end."""
+        """Draw from the budget for one image decoded in this thread, and return its bytes at the
+        end."""
         share = _Share(self)
         _this_thread.share = share
         try:

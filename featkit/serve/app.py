@@ -24,7 +24,7 @@ def make_app(
 
     index: None for a service that only embeds. InputError if the index is of another model.
     """
-    # without FastAPI's documentation pages, which load scripts from other servers
+    # without FastAPI's documentation pages, since they load scripts from other servers
     app = FastAPI(
         title="featkit", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None
     )

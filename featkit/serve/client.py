@@ -25,9 +25,9 @@ from featkit.wording import counted
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
-# Statuses with which the service itself refuses a request, with the reason in {"detail": text}.
+# Statuses of the service's own refusals, which give the reason as {"detail": text}.
 REFUSALS = frozenset((400, 404, 413, 415, 422))
-# What these statuses mean if the answer is not the service's, and what to do.
+# The meaning of these statuses if another server answers, and what to do.
 OTHER_STATUSES = {
     401: ("a proxy asks for a login; sign in there, or use the service's own address"),
     403: "a proxy or firewall forbids access; use an address that this machine can reach",
@@ -199,7 +199,7 @@ class Client:
 
 
 def _parts(images: ImageLike | Iterable[ImageLike]) -> list[tuple[str, tuple[str, bytes]]]:
-    """Return one part of a form per image. InputError, naming it, for what is not an image."""
+    """Return one part of a form per image. InputError, naming the value, if it is not an image."""
     if isinstance(images, str) or is_single(images):
         listed: list[Any] = [images]
     elif isinstance(images, Mapping | set | frozenset) or not isinstance(images, Iterable):

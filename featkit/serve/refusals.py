@@ -1,4 +1,4 @@
-"""The errors of the service, and the one shape in which every refusal is answered.
+"""The errors of the service, and the one JSON shape of every refusal.
 
 {"detail": "one sentence", "images": [{"name": "a.jpg", "reason": "one sentence"}]}
 """
@@ -38,7 +38,7 @@ class BadRequest(FeatkitError):
 
 
 class BadImages(InputError):
-    """At least one image of a request cannot be used, so nothing of the request was done."""
+    """At least one image of a request cannot be used, so the whole request was refused."""
 
     def __init__(self, images: Sequence[RefusedImage]) -> None:
         self.images = tuple(images)

@@ -129,7 +129,7 @@ class _HostGuard:
 
 
 class _CutOff:
-    """ASGI middleware that answers 503 to requests which the server's shutdown cuts off.
+    """ASGI middleware that answers 503 to requests interrupted by the server's shutdown.
 
     Without it, uvicorn would print a traceback.
     """

@@ -1,6 +1,6 @@
 """The service behind the routes: one embedder, perhaps one index, and the limits of a request.
 
-Routes get the `Service` with each request and keep nothing of it, so replacing the model or the
+Routes get the `Service` with each request and do not store it, so replacing the model or the
 index would be one assignment here.
 """
 

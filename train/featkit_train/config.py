@@ -126,7 +126,7 @@ class OptimConfig:
     """AdamW or SGD, both with DINO's schedules."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """sgd uses Nesterov momentum, the first of `betas`."""
+    """sgd uses Nesterov momentum with the first of `betas`."""
     lr: float = 5e-4
     """Learning rate after warmup, at the batch size that `lr_rule` names (DINO, "Implementation
     details")."""
@@ -349,8 +349,8 @@ class InternalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchConfig:
-    """When to end a run before it ruins its model. The watched score is kNN accuracy on labeled
-    held-out images, else copy recall."""
+    """When to end a run early, before it ruins its model. The watched score is kNN accuracy on
+    labeled held-out images, else copy recall."""
 
     tolerance: float = 1.0
     """A score counts as a fall when it is below the best one by more than this; 1 never counts."""
@@ -360,7 +360,7 @@ class WatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How work is spread and memory is saved. Only `accumulate` changes what is learned, through
+    """How to spread the work and save memory. Only `accumulate` changes what is learned, through
     KoLeo and noise."""
 
     shard: bool = False
@@ -375,7 +375,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Length of the run, batch, data loading, and when it measures and saves."""
+    """Length of the run, batch, data loading, and intervals of measuring and saving."""
 
     steps: Positive = 10_000
     """Optimization steps."""

@@ -18,8 +18,7 @@ def configure(
 
     recipe: the name of a shipped one or a YAML file; None takes the method's default. A recipe
     without a method serves several: sections that this method does not read are left out.
-    settings: values by dotted names, such as {"optim.lr": 0.002}. Those must be read.
-
+    settings: values by dotted names, such as {"optim.lr": 0.002}. The method must read them.
     InputError for a recipe of another method, and as in `from_mapping`.
     """
     if method not in METHODS:

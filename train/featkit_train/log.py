@@ -1,3 +1,3 @@
-"""A line of the log: named numbers."""
+"""One line of the log: numbers by name."""
 
 Log = dict[str, float]

@@ -42,7 +42,7 @@ class TrainReport:
     """The result of a run."""
 
     steps: int
-    seconds: float  # of this process alone; an interrupted one's are not counted
+    seconds: float  # of this process alone, without those of interrupted processes
     images_per_s: float
     waiting_share: float  # of step time spent without data, in the process that waited longest
     scores: Log  # on the held-out images, of the model that is kept
@@ -99,7 +99,7 @@ def train(
 
 
 def check_out(out: Path, *, resume: bool) -> None:
-    """InputError if `out` is a file, or does not hold the run that is to be resumed."""
+    """Raise InputError if `out` is a file, or holds no run to resume."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; name a folder for the run with --out.")
     if resume and not (out / CONFIG_FILE).is_file():
@@ -177,7 +177,7 @@ class TrainingRun:
         return self._finish(first_step)
 
     def heed(self, findings: Sequence[Finding]) -> None:
-        """Note each finding; raise Collapse for one that ends the run."""
+        """Record each finding; raise Collapse if one ends the run."""
         for finding in findings:
             if finding.is_collapse and self.config.run.on_collapse == "stop":
                 raise Collapse(finding.sentence)
@@ -218,7 +218,7 @@ class TrainingRun:
         )
 
     def _rates(self) -> Log:
-        """Return rates since the last call, and all images not read so far. All processes call
+        """Return rates since the last call, and the total of failed reads. All processes call
         it."""
         self.state.count_unreadable()
         rates = self.meter.read()
@@ -286,5 +286,5 @@ class TrainingRun:
 
 @contextlib.contextmanager
 def _nowhere(_first_step: int, _on_log: Callable[[Log], None]) -> Iterator[Write]:
-    """Ignore the metrics of a process that does not write them."""
+    """Discard metrics, in processes that do not write them."""
     yield lambda _step, _log: None

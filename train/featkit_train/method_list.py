@@ -17,7 +17,8 @@ IMAGES_ALONE = "images alone"  # methods that need nothing else come first
 
 @dataclass(frozen=True, kw_only=True)
 class MethodCard:
-    """A method's class attributes of the same names (`methods/base.py`), and its class."""
+    """The description of a method: its class attributes (see `methods/base.py`) and the name of its
+    class."""
 
     name: str
     title: str
@@ -37,7 +38,7 @@ def list_methods() -> dict[str, MethodCard]:
 
 
 def read_cards(path: Path) -> list[MethodCard]:
-    """Return a card for each class of a module that gives itself a `name`.
+    """Return a card for each class of a module that defines `name`.
 
     ValueError if one of the attributes is missing or not a literal.
     """

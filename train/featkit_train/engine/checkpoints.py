@@ -42,7 +42,7 @@ class Progress:
     """The progress of a run, apart from its tensors."""
 
     step: int = 0  # finished steps
-    scores: Log = field(default_factory=dict)  # last measured on the held-out images
+    scores: Log = field(default_factory=dict)  # last score on the held-out images
     best_step: int = 0
     best_scores: Log = field(default_factory=dict)
     falls: int = 0  # consecutive measurements below the best by more than the tolerance
@@ -99,7 +99,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(path: Path, *, method: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Restore method and optimizer in place and return the run's progress.
 
-    All processes must call this; their number may differ from when the checkpoint was written.
+    All processes must call this; their number may differ from that of the run that wrote it.
     InputError if the checkpoint is damaged, or of another format or architecture.
     """
     progress, stored = _open(path)
@@ -192,7 +192,9 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # safetensors, json and the file system each raise their own
+    except (
+        Exception
+    ) as error:  # safetensors, json and the file system each raise their own exceptions
         raise InputError(
             f"{path} cannot be read as a checkpoint ({error}); remove it to use the previous one."
         ) from error

@@ -17,7 +17,7 @@ from featkit.errors import EnvironmentProblem, FeatkitError
 from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.run_folder import CHECKPOINTS, CONFIG_FILE
 
-# Phrases in messages of torch, CUDA and the C library whose exceptions have no class of their own.
+# Phrases in messages of torch, CUDA and the C library; their exceptions have no specific class.
 OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -46,7 +46,7 @@ DEVICE_FAILED = (
 
 @contextlib.contextmanager
 def explained(out: Path, device: torch.device) -> Iterator[None]:
-    """Turn a machine's failure into an EnvironmentProblem that says what to change and how to
+    """Turn a machine failure into an EnvironmentProblem that explains what to change and how to
     resume the run in `out`."""
     try:
         yield

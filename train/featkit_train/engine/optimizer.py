@@ -111,7 +111,7 @@ def set_schedules(
 
 
 def clip_gradients(module: nn.Module, config: OptimConfig) -> Tensor:
-    """Clip the norm of each group of gradients to clip_grad; return the norm of all before that.
+    """Clip the norm of each group of gradients to clip_grad; return the total norm before clipping.
 
     A gradient g becomes g * min(1, clip_grad / (norm of its group + 1e-6)). DINO and iBOT clip each
     weight by itself (`clip_gradients` in their utils.py), DINOv2 and DINOv3 the backbone and each

@@ -1,7 +1,7 @@
 """Sharded tensors in files: each process writes its shards, and any number of processes reads them.
 
-Uses torch.distributed.checkpoint with safetensors files; a plain safetensors file is the case of
-one shard.
+Uses torch.distributed.checkpoint with safetensors files; a plain safetensors file is a single
+shard.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def is_sharded(tensors: Mapping[str, Tensor]) -> bool:
 
 @contextlib.contextmanager
 def replace_folder_together(path: Path, world: World) -> Iterator[Path]:
-    """`replace_folder` for all processes: yield one temporary folder to all, which the main process
-    renames when all have left the block."""
+    """`replace_folder` for all processes: yield one temporary folder to all; the main process
+    renames it when all have left the block."""
     if not world.is_main:
         yield world.from_main(path)
         world.wait()

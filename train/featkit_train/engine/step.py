@@ -1,5 +1,5 @@
-"""One optimization step: in one process or many, with whole or sharded weights, with the batch
-whole or cut into micro-batches.
+"""One optimization step: in one process or many, with whole or sharded weights, and optional
+micro-batches.
 
 Letters: B images, C crops of each, (S, S) pixels.
 """
@@ -61,8 +61,8 @@ class Engine:
                     for block in module.blocks:
                         block.compile()
         if self.is_sharded:
-            # Before .to(device), so that a device never holds a whole branch. On the CPU weights
-            # stay in float32, since its layer norm rejects bfloat16 weights for float32
+            # Shard before .to(device), so that a device never holds a whole branch. On the CPU
+            # weights stay in float32, since its layer norm rejects bfloat16 weights for float32
             # activations.
             shard(
                 self.method.branches(),
@@ -71,7 +71,7 @@ class Engine:
             )
         self.method.to(device)
         if device.type == "cuda" and autocast_dtype is not None:
-            # Lets the heads, which stay in float32, use the tensor cores (TF32).
+            # Let the float32 heads use the tensor cores (TF32).
             torch.set_float32_matmul_precision("high")
         self.optimizer = make_optimizer(self.method, config.optim)
         self.class_tokens: Tensor | None = None  # (B, D) of the first global crops in the last step

@@ -1,4 +1,4 @@
-"""The loader of a run's batches: worker processes that cut crops, as many as memory allows."""
+"""The loader of a run's batches: worker processes that cut crops, limited by memory."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ PREFETCHED_BATCHES = 4  # by each worker
 def workers_within_memory(wanted: int, *, processes: int = 1) -> int:
     """Return `wanted` loader workers, or fewer if memory is short.
 
-    processes: of this run on this machine, each with as many workers. Half of the spare memory is
-    left to the training itself.
+    processes: number of this run's processes on this machine, each with that many workers. Half of
+    the spare memory is left to the training itself.
     """
     if wanted == 0:
         return 0

@@ -77,8 +77,8 @@ def stack(samples: Sequence[Crops]) -> Crops:
 
 
 def join_fields(join: Callable[[list[Tensor]], Tensor], records: Sequence[Record]) -> Record:
-    """Return a record whose tensors are `join` of the same field of all records, nested ones
-    too."""
+    """Return a record that joins each field of all records with `join`, including nested
+    records."""
     first = records[0]
     if isinstance(first, Tensor):
         return join(list(records))  # type: ignore[arg-type,return-value]
@@ -91,10 +91,10 @@ class CropSpec:
     """The crops that a method needs of each image."""
 
     num_global: int = 2
-    local: bool = True  # whether it takes local crops
+    local: bool = True  # whether the method uses local crops
     patch: int = 16  # pixels
     masks: IbotConfig | None = None  # hide patches of the global crops
-    gram_size: int | None = None  # pixels of the crops for a Gram teacher
+    gram_size: int | None = None  # size in pixels of the crops for a Gram teacher
 
 
 class CropDataset(Dataset[Crops]):
@@ -227,7 +227,7 @@ def _rows_of(rows: Sequence[np.ndarray]) -> Tensor:
 
 
 def resolutions(crops: CropConfig, *, gram_size: int | None) -> tuple[Resolution, ...]:
-    """Return the sizes that steps train at: those of the config, or its only one."""
+    """Return the crop sizes that steps train at: the config's resolutions, or its single size."""
     only = Resolution(
         share=1.0,
         global_size=crops.global_size,

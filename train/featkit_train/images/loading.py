@@ -1,5 +1,4 @@
-"""Batches from a loader whose workers may die: killed by the system or a person, or crashed in a
-library."""
+"""Batches from a loader whose workers may be killed or crash."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from featkit.errors import EnvironmentProblem, InputError
 
 T = TypeVar("T")
-DEATH_WAIT_S = 2.0  # for a dying process to get its exit code
+DEATH_WAIT_S = 2.0  # wait for a dying process to get its exit code
 INPUT_ERROR = "featkit.errors.InputError: "
 ADVICE = {  # by name, since Windows has neither signal
     "SIGKILL": (
@@ -58,7 +57,7 @@ def batches_of(loader: Iterable[T]) -> Generator[T]:
                 raise
             raise WorkerLost(sentence) from error
         finally:
-            # Explicitly: a raised exception keeps the iterator alive, and its workers with it.
+            # Delete explicitly: a raised exception keeps the iterator and its workers alive.
             if isinstance(batches, _MultiProcessingDataLoaderIter):
                 batches._shutdown_workers()
 

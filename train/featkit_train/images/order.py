@@ -16,9 +16,9 @@ from featkit_train.images.crops import CropKey
 from featkit_train.random_streams import HELD_OUT, ORDER, RESOLUTION, rng_for
 
 # An epoch's order mixes this many bytes of Parquet row groups at a time, uncompressed, within
-# bounds on the number of groups. The order must not depend on the machine, so neither may these.
+# bounds on the number of groups. These must not depend on the machine, because the order must not.
 ACTIVE_BYTES, MIN_ACTIVE, MAX_ACTIVE = 64 * 2**20, 3, 32
-LEAST_TO_HOLD_OUT = 10  # images, of which one is held out
+LEAST_TO_HOLD_OUT = 10  # images per held-out image
 
 
 def split_held_out(count: int, *, wanted: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -35,8 +35,8 @@ class EpochOrder(Sampler[list[CropKey]]):
     A batch is cut into micro-batches, and each of these into slices, one for each of `size`
     processes. So a micro-batch holds the same images however many processes share it.
 
-    indices: of the images to learn from; an image may occur several times.
-    shares: of the steps, for each resolution.
+    indices: the images to learn from; an image may occur several times.
+    shares: the share of steps for each resolution.
     num_views: views of an image, taken in turn; 0 draws a new view in each epoch.
     locality: row groups of all items of the source.
 

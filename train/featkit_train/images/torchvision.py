@@ -113,7 +113,7 @@ class TorchvisionImages:
         buffer = io.BytesIO()
         try:
             _as_image(self._dataset[item]).save(buffer, "PNG", compress_level=1)
-        # torchvision reads many formats and raises whatever their readers raise.
+        # torchvision has many readers, which raise arbitrary exceptions.
         except Exception as error:
             raise InputError(
                 f"{self.key(item)} cannot be read ({type(error).__name__}: {one_line(error)})."
@@ -205,7 +205,7 @@ def _is_kind(value: object, base: type) -> bool:
 
 
 def _offered_options(kind: type) -> dict[str, inspect.Parameter]:
-    """Return the arguments of a class, and those of its bases if it passes **kwargs on."""
+    """Return the arguments of a class, including those of its bases if it forwards **kwargs."""
     offered: dict[str, inspect.Parameter] = {}
     for each in kind.__mro__:
         parameters = inspect.signature(each).parameters
@@ -323,7 +323,7 @@ def _below(root: Path, path: str) -> str:
 
 
 def _split_of(options: Mapping[str, Any], offered: Mapping[str, inspect.Parameter]) -> list[str]:
-    """Return the requested part of the dataset, which keys begin with."""
+    """Return the requested split of the dataset; keys begin with it."""
     parts: list[str] = []
     for option in sorted(set(offered) - {"root", "download"}):
         value = options.get(option, offered[option].default)

@@ -1,4 +1,5 @@
-"""A course: trainings in a row in one folder, each a run in a subfolder, with a table of all.
+"""A course: a series of trainings in one folder, each a run in a subfolder, with a table of
+results.
 
 The files of the best training are copied to the course's folder. A course that was stopped resumes
 by the same calls: finished trainings are not repeated, and an unfinished one is resumed.
@@ -90,7 +91,7 @@ class Course:
     _judge: Judge | None = None
 
     def train(self, name: str, config: TrainConfig, source: Source, labels: Labels) -> Trained:
-        """Train in the subfolder `name` unless that is done, and predict the held-out images."""
+        """Train in the subfolder `name` unless it is finished, and predict the held-out images."""
         folder = self.out / name
         if not self.is_finished(name, config):
             self.listener.on_training(name, config.run.steps)
@@ -234,8 +235,8 @@ def open_course(
 ) -> Iterator[Course]:
     """Begin a course in the folder `out`, or resume it.
 
-    source: all images to learn from, if they are more than split.learned. InputError as in `train`:
-    `out` holds another run, or none to resume.
+    source: all images to learn from, if split.learned is only part of them. InputError as in
+    `train`: `out` holds another run, or no run to resume.
     """
     check_out(out, resume=resume)
     device = local_device(pick_device(config.run.device))
@@ -264,8 +265,8 @@ def open_course(
 def config_of_training(
     config: TrainConfig, index: int, *, length: float = 1.0, **changes: Any
 ) -> TrainConfig:
-    """Return the config of training `index` of a course: with its own seed, and nothing held out,
-    since the course does that.
+    """Return the config of training `index` of a course: with its own seed, and without held-out
+    images, which the course holds out itself.
 
     length: its steps relative to the config's.
     """

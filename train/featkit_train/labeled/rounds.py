@@ -40,8 +40,8 @@ def self_training(
     most accurate one's files are copied to `out`.
 
     Labels of the unlabeled images are ignored. held_out: as in `split_labeled`, of the labeled
-    images; it is neither pseudo-labeled nor learned from. Ends early as `born_again` does. Errors
-    as in `train`, and InputError if an image is both held out and unlabeled.
+    images; these are neither pseudo-labeled nor learned from. Ends early as `born_again` does.
+    Errors as in `train`, and InputError if an image is both held out and unlabeled.
     """
     split = split_labeled(labeled, config, held_out=held_out)
     rest = concatenate(unlabeled)
@@ -68,7 +68,7 @@ def self_training(
 def _labels(
     course: Course, unlabeled: Source, number: int, rounds: Sequence[Trained]
 ) -> Labels | None:
-    """Return the labels of a round: people's, and after the first round the teacher's.
+    """Return the labels of a round: the human ones, and after the first round also the teacher's.
 
     None if the teacher is confident of no image.
     """

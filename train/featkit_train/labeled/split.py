@@ -71,7 +71,7 @@ def split_labeled(
 
 
 def check_disjoint(learned: Source, held_out: Source, *, what: str) -> None:
-    """InputError if an image is in both. what: the word for `learned` in the message."""
+    """Raise InputError if an image is in both. what: the word for `learned` in the message."""
     held_out_images = {_identity(held_out, index) for index in range(len(held_out))}
     for index in range(len(learned)):
         if _identity(learned, index) in held_out_images:

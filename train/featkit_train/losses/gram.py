@@ -1,5 +1,5 @@
 """Gram anchoring (DINOv3, arXiv 2508.10104, section 4.2): keep the similarities between an image's
-patches as an earlier teacher saw them.
+patches close to those of an earlier teacher.
 
 Letters: N images, P patches, D and E widths of student and teacher, (h, w) and (h', w') their
 grids.

@@ -96,8 +96,8 @@ def cross_entropy(
             total += weight * -sum(target * log_softmax(student_logits[b]))
         return total
 
-    Raises ValueError for a negative label on the CPU. On an accelerator, looking would wait for the
-    device.
+    Raises ValueError for a negative label on the CPU. On an accelerator, this check would wait for
+    the device.
     """
     # torch ignores rows whose label is -100.
     if labels.device.type == "cpu" and bool((labels < 0).any()):

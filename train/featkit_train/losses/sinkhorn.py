@@ -13,8 +13,7 @@ from torch import Tensor
 
 
 def identity(rows: Tensor) -> Tensor:
-    """Gather the rows of all processes when there is only one: the default of `gather`
-    arguments."""
+    """Gather the rows of a single process: the default of `gather` arguments."""
     return rows
 
 
@@ -26,7 +25,7 @@ def sinkhorn_knopp(
     num_iterations: int = 3,
     gather: Callable[[Tensor], Tensor] = identity,
 ) -> Tensor:
-    """Return probabilities (R, K) in float32 whose rows sum to 1 and columns to about R / K.
+    """Return probabilities (R, K) in float32; rows sum to 1, and columns to about R / K.
 
     teacher_logits: (R, K), any float dtype; R may be 0. gather: maps (1, K) of this process to
     (W, K) of all.

@@ -17,7 +17,7 @@ from featkit_train.methods.momentum import BranchOutputs, MomentumTeacher, Targe
 from featkit_train.methods.supervised import Supervised
 from featkit_train.processes.distributed import ALONE, World
 
-# Every class in this folder that gives itself a name: a new method is a new file.
+# Every class in this folder that defines `name`: a new method is a new file.
 METHODS: dict[str, type[Method]] = {
     card.name: getattr(importlib.import_module(f"{__name__}.{card.module}"), card.class_name)
     for card in list_methods().values()
@@ -48,7 +48,7 @@ def make_method(
 
 
 def check_unread(config: TrainConfig, method: type[Method]) -> None:
-    """Raise InputError for a setting that differs from its default and that the method ignores."""
+    """Raise InputError if a setting that the method ignores differs from its default."""
     plain = TrainConfig()
     for name in sorted(method.unread()):
         section, default = getattr(config, name), getattr(plain, name)

@@ -2,8 +2,8 @@
 
 Published files come without heads, so the heads train first on a frozen backbone; otherwise
 untrained heads would damage good features. Then everything trains at a low rate. A few thousand
-images can improve a good backbone little and damage it much, so `watch` ends the run and restores
-the best weights when held-out copies or neighbors are found less often.
+images improve a good backbone only slightly but can damage it badly, so `watch` ends the run and
+restores the best weights when held-out copies or neighbors are found less often.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ READ_BY_EVERY_RUN = frozenset({"color", "crops", "engine", "optim", "run", "watc
 
 
 class Views(NamedTuple):
-    """The crops of a micro-batch as methods take them: normalized floats on the training device."""
+    """The crops of a micro-batch: normalized floats on the training device."""
 
     global_crops: Tensor  # (G, B, 3, S, S)
     local_crops: Tensor  # (L, B, 3, s, s)
@@ -77,11 +77,11 @@ class Method(nn.Module, ABC):
     # What the method needs from the engine.
     patch_loss: ClassVar[bool] = False  # whether patch tokens are matched, which needs masks
     num_global: ClassVar[int] = 2  # global crops of each image
-    local_crops: ClassVar[bool] = True  # whether it takes local crops
+    local_crops: ClassVar[bool] = True  # whether the method uses local crops
     # Prefixes of state names that the checkpoint of an earlier stage of training may lack.
     new_state: ClassVar[tuple[str, ...]] = ()
     prototype_loss: ClassVar[str | None] = None  # log name of the class tokens' loss, in nats
-    mean, std = IMAGENET_MEAN, IMAGENET_STD  # of the pixels
+    mean, std = IMAGENET_MEAN, IMAGENET_STD  # mean and std of the pixels
     remarks: tuple[str, ...] = ()  # printed when a run begins
 
     def __init__(self, config: TrainConfig, *, world: World = ALONE) -> None:
@@ -140,7 +140,7 @@ class Method(nn.Module, ABC):
     ) -> tuple[Sequence[Any], dict[str, Tensor]]:
         """Return the targets of each micro-batch, and scalars of them for the log.
 
-        Called once a step, since centering and Sinkhorn-Knopp need the whole batch.
+        Called once per step, since centering and Sinkhorn-Knopp need the whole batch.
         """
 
     @abstractmethod
@@ -170,13 +170,13 @@ class Method(nn.Module, ABC):
         return None
 
     def save(self, folder: Path, result: Backbone, info: BackboneInfo) -> None:
-        """Write the run's result. result: the whole backbone, also if weights are sharded."""
+        """Write the run's result. result: the whole backbone, even if weights are sharded."""
         save_backbone(folder / BACKBONE_FILE, result, info)
 
 
 def check_multiples(sizes: Sequence[tuple[str, int]], *, patch: int, what: str) -> None:
-    """Raise InputError for all `sizes` (name, pixels) that are not multiples of the patch; it names
-    sizes that are."""
+    """Raise InputError, suggesting valid sizes, if any of `sizes` (name, pixels) is not a multiple
+    of the patch."""
     wrong = [(name, size) for name, size in sizes if size < patch or size % patch]
     if wrong:
         named = " and ".join(f"{name} {size}" for name, size in wrong)

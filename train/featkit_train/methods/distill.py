@@ -8,7 +8,7 @@ becomes the teacher's heads.
 
 Student and teacher see the same grid of patches, so a teacher with larger patches sees enlarged
 crops. That costs time: a ResNet, whose feature map has one position for 32×32 pixels, sees four
-times the pixels of a student with patches of 16.
+times as many pixels as a student with patches of 16.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Distill(HeadsFirst):
     reads: ClassVar[frozenset[str]] = HeadsFirst.reads | {"model"}
 
     def build(self) -> None:
-        """Create the teacher from its weights, student and average from the config, and trial heads
-        that train on the teacher's features."""
+        """Load the teacher, build student and average from the config, and add trial heads that
+        train on the teacher's features."""
         backbone, info = self.load_pretrained()
         self.teacher_statistics = (info.geometry.mean, info.geometry.std)
         self.teacher = Branch(backbone, self.config, patch_loss=True).requires_grad_(False)

@@ -63,8 +63,8 @@ class Term(NamedTuple):
 class Branch(nn.Module):
     """A student or a teacher: a backbone with projection heads.
 
-    With a patch loss it has a mask token. local_norm: whether class tokens of local crops have a
-    last norm of their own (DINOv3).
+    With a patch loss it has a mask token. local_norm: whether class tokens of local crops have
+    their own last norm (DINOv3).
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Branch(nn.Module):
 class MomentumTeacher(Method):
     """Student, teacher and centers, and a training step with them."""
 
-    # Whether class tokens of local crops have a last norm of their own.
+    # Whether class tokens of local crops have their own last norm.
     local_norm: ClassVar[bool] = False
     prototype_loss: ClassVar[str | None] = "dino_loss"
 
@@ -186,8 +186,7 @@ class MomentumTeacher(Method):
     # -- schedules ---------------------------------------------------------------------------------
 
     def momentum(self, step: int) -> float:
-        """Return the share of the teacher that a step keeps: a cosine from `momentum` to
-        `momentum_end`."""
+        """Return the teacher momentum of a step: a cosine from `momentum` to `momentum_end`."""
         steps, config = self.config.run.steps, self.config.teacher
         start = momentum_for(steps) if config.momentum is None else config.momentum
         end = momentum_end_for(start) if config.momentum_end is None else config.momentum_end
@@ -395,8 +394,7 @@ def check_crops(config: TrainConfig, *, patch: int) -> None:
 
 
 def check_koleo(config: TrainConfig, *, world: World) -> None:
-    """Raise InputError if KoLeo would compare an image with no other, or in groups of unequal
-    size."""
+    """Raise InputError if KoLeo would have a group of one image, or groups of unequal size."""
     num_images = config.run.batch_size // world.size // config.engine.accumulate
     group = config.dino.koleo_group or num_images * world.size
     if config.dino.koleo_weight and (group < 2 or (config.dino.koleo_group and num_images % group)):
@@ -415,11 +413,11 @@ def entropies(
     teacher_probs (G, B, K) are the targets, scaled_logits (G, B, K) the teacher's logits divided by
     its temperature.
 
-    teacher_entropy: mean entropy of the targets' rows. It is 1 if every image lies on all
-    prototypes equally (uniform collapse).
-    batch_entropy: entropy of the mean of softmax(scaled_logits). It is 0 if all images lie on one
-    prototype (one-hot collapse). Targets would hide that: centering and Sinkhorn-Knopp spread them
-    over all prototypes.
+    teacher_entropy: mean entropy of the targets' rows. It is 1 if every image is spread evenly over
+    all prototypes (uniform collapse).
+    batch_entropy: entropy of the mean of softmax(scaled_logits). It is 0 if all images are assigned
+    to one prototype (one-hot collapse). Targets would hide that: centering and Sinkhorn-Knopp
+    spread them over all prototypes.
     gather: maps (1, K) of this process to (W, K) of all W processes, each with as many images.
     """
     largest = math.log(teacher_probs.shape[-1])

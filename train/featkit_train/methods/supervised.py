@@ -35,7 +35,7 @@ from featkit_train.weights import CLASSIFIER_FILE, BackboneInfo, save_classifier
 
 
 class Supervision(NamedTuple):
-    """The labels and teacher outputs of a micro-batch. Missing tensors have no columns or rows."""
+    """The labels and teacher outputs of a micro-batch. Missing tensors are empty."""
 
     labels: Tensor  # (B,) int64, UNKNOWN for images without a label
     probs: Tensor  # (B, K) pseudo-labels, or (B, 0)
