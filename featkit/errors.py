@@ -18,7 +18,8 @@ from featkit.wording import on_one_line
 
 
 class FeatkitError(Exception):
-    """Base class of all errors that featkit raises on purpose. exit_code: of the command."""
+    """Base class of all errors that featkit raises on purpose. exit_code: the command's exit
+    code."""
 
     exit_code: ClassVar[int] = 1
 

@@ -1,4 +1,4 @@
-"""How featkit recognizes the folders that it writes, without importing what reads them."""
+"""Recognize the folders that featkit writes, without importing their readers."""
 
 from __future__ import annotations
 

@@ -54,7 +54,8 @@ class WriterLock:
     def release(self) -> None:
         """Give up the right to write. Does nothing the second time."""
         if self._descriptor >= 0:
-            # The description goes. The file stays: removing it would race with the next writer.
+            # Remove the description but not the file: removing the file would race with the next
+            # writer.
             os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = -1
@@ -76,6 +77,7 @@ def describe(content: str | bytes) -> str:
 
 
 def _read_holder(descriptor: int) -> str:
-    """Describe the holder. One that has just taken the lock may not have written its name yet."""
+    """Describe the holder. A process that has just taken the lock may not have written its name
+    yet."""
     os.lseek(descriptor, FIRST_READABLE, os.SEEK_SET)
     return describe(os.read(descriptor, MAX_DESCRIPTION))

@@ -311,7 +311,7 @@ def copy_model_file(source: Path, destination: Path) -> None:
 
 
 def check_weights(model: Path, manifest: Manifest, *, digest: bool = False) -> None:
-    """Raise InputError unless the external weights, if any, are there and complete.
+    """Raise InputError unless the external weights, if any, exist and are complete.
 
     The size is checked and, with `digest`, the sha256, which takes longer than loading the file.
     """

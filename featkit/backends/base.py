@@ -57,8 +57,8 @@ class Cancel:
 class Run:
     """An engine and the precision it computes in; together with the file they fix the vectors.
 
-    `bf16` is chosen by the run, for a file with float32 weights. Every other precision is that of
-    the file.
+    `bf16` is chosen by the run, for a file with float32 weights. All other precisions come from the
+    file.
     """
 
     backend: str

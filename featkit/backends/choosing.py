@@ -4,8 +4,8 @@
 in featkit's cache folder. It never chooses a run, however fast, whose vectors differ from those of
 ONNX Runtime in the file's own precision.
 
-    FEATKIT_BACKEND, FEATKIT_PRECISION    replace `auto`. Like the options they are demands: naming
-        what this machine does not have is an error. They yield to an option, to a file that has
+    FEATKIT_BACKEND, FEATKIT_PRECISION    replace `auto`. Like the options, they are strict: it is
+    an error if the machine lacks what they name. They yield to an option, to a file that has
         only one precision, and to the vectors that a folder or an index already holds.
     FEATKIT_CACHE                         another cache folder
 """
@@ -52,7 +52,7 @@ FORMAT = 1
 CACHE_FILE = "runs.json"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "featkit")
 MEASURED_S = 1.0
-LEAST_COSINE = 0.999  # of a drawn image's vector with that of the first run
+LEAST_COSINE = 0.999  # cosine of a drawn image's vector with that of the first run
 LEAST_IMAGES = 4
 # Larger files are measured one session after the other, not side by side: each may take as much
 # memory again.
@@ -115,7 +115,7 @@ def possible_runs(
     """Return the runs that are installed, work on this CPU and pass `accepts`; ONNX Runtime first.
 
     An environment variable replaces `auto` if it is set and compatible with the rest. TensorRT is
-    offered only on request, since it builds its engine for minutes. bf16 is offered on request, if
+    offered only on request, since building its engine takes minutes. bf16 is offered on request, if
     the CPU has instructions for it, or if nothing else is left. Raises as `choose_run` does, and
     InputError if the two variables contradict each other.
     """

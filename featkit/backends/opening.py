@@ -34,7 +34,8 @@ def open_backend(model: Path, run: Run, *, threads: int) -> Backend:
 
 
 def need_engine(backend: str) -> None:
-    """Raise EnvironmentProblem, with the command to run, if an engine is missing or there twice."""
+    """Raise EnvironmentProblem, with the command to run, if an engine is missing or installed
+    twice."""
     check_exclusive_packages()
     if is_installed(backend):
         return

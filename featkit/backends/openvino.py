@@ -166,7 +166,7 @@ class OpenVinoBackend:
 
 
 class _Requests:
-    """A compiled graph and its infer requests; each running call has one of its own."""
+    """A compiled graph and its infer requests, one for each running call."""
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled

@@ -1,1 +1,1 @@
-"""The featkit command: one file a command, each loaded only when it runs."""
+"""The featkit command: one file per command, loaded only when it runs."""

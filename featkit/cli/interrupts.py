@@ -161,13 +161,13 @@ class _Process:
                 self.descriptors = [os.pidfd_open(pid)]
 
     def is_running(self) -> bool:
-        """Return whether it has not ended yet."""
+        """Return whether the process is still running."""
         if self.descriptors and select.select(self.descriptors, [], [], 0)[0]:
             return False
         return os.getppid() == self._pid
 
     def ends_within(self, seconds: float) -> bool:
-        """Wait up to `seconds` for its end, and return whether it ended."""
+        """Wait up to `seconds` for the process to end, and return whether it did."""
         deadline = time.monotonic() + seconds
         while self.is_running():
             if time.monotonic() > deadline:
@@ -176,7 +176,7 @@ class _Process:
         return True
 
     def kill(self) -> None:
-        """End it if it is still our parent."""
+        """End the process if it is still our parent."""
         if os.getppid() == self._pid:
             with suppress(OSError):
                 os.kill(self._pid, signal.SIGKILL)

@@ -1,6 +1,6 @@
 """The files of a run: its config, metrics, notes and result.
 
-Only the main process of several writes; all read.
+Only the main process writes; all processes read.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class RunFolder:
             file.write(json.dumps({"step": step, "note": sentence}, ensure_ascii=False) + "\n")
 
     def keep_best(self) -> None:
-        """Keep a copy of the present backbone as the best one."""
+        """Keep a copy of the current backbone as the best one."""
         _copy(self.backbone, self.path / BEST_FILE)
 
     def roll_back(self) -> None:
@@ -203,8 +203,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def first_difference(earlier: TrainConfig, now: TrainConfig, *, but: str = "") -> str | None:
-    """Describe the first setting that differs and changes what is learned; None without one.
-
+    """Describe the first setting that differs and changes what is learned; None if there is none.
     but: a setting that may differ.
     """
     before, after = dict(flattened(to_mapping(earlier))), dict(flattened(to_mapping(now)))

@@ -1,4 +1,4 @@
-"""How far a run is and what it keeps: progress, checkpoints, notes, and the best model so far."""
+"""The state of a run: progress, checkpoints, notes, and the best model so far."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class RunState:
     def __init__(self, parts: RunParts, listener: Listener) -> None:
         self.parts, self.listener = parts, listener
         self.progress = Progress()
-        self._unreadable_here = 0  # images of this process that progress does not count yet
+        # unreadable images of this process that progress does not count yet
+        self._unreadable_here = 0
 
     def begin(self) -> int:
         """Begin the run folder and return step 0.
@@ -113,7 +114,7 @@ class RunState:
     def count_unreadable(self) -> None:
         """Add the unreadable images of all processes to the progress.
 
-        All processes call it and wait for each other, so only before something is written.
+        All processes call it and wait for each other, so it is called only before a write.
         """
         world, device = self.parts.world, self.parts.device
         self.progress.unreadable += world.sum(self._unreadable_here, device)

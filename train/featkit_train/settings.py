@@ -66,7 +66,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def with_settings(mapping: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy nested `mapping` and put in `settings`, values by dotted names.
+    """Copy nested `mapping` and insert `settings`, which are values by dotted names.
 
     InputError for a name that passes through a value, such as optim.lr.x.
     """

@@ -14,7 +14,7 @@ from featkit.errors import InputError
 from featkit_train.run_folder import CONFIG_FILE
 
 WARNING_S = 300  # between the signal and the time limit, for a step and a checkpoint
-SHUTDOWN_S = 120  # that torchrun waits for its processes to end after SIGTERM
+SHUTDOWN_S = 120  # time that torchrun waits for its processes to end after SIGTERM
 
 SCRIPT = r"""#!/bin/bash
 #SBATCH --job-name={name}

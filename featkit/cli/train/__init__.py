@@ -1,4 +1,4 @@
-"""`featkit train`: a self-distilled backbone from your own images, one command a method."""
+"""`featkit train`: a self-distilled backbone from your own images, one command per method."""
 
 from cyclopts import App
 

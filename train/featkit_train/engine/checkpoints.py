@@ -192,9 +192,8 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # safetensors, json and the file system each raise their own exceptions
+    # safetensors, json and the file system each raise exceptions of their own
+    except Exception as error:
         raise InputError(
             f"{path} cannot be read as a checkpoint ({error}); remove it to use the previous one."
         ) from error

@@ -1,4 +1,4 @@
-"""The interface of every backbone to training and export, whatever it is made of.
+"""The interface that every backbone offers to training and export.
 
 Letters: B images, (H, W) pixels, (h, w) patches or positions of the last feature map, D width.
 """

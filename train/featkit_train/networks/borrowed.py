@@ -86,9 +86,9 @@ class TimmModel(Backbone):
 class TorchvisionModel(Backbone):
     """Any torchvision classifier. The class token is the input of its last Linear.
 
-    Patch tokens are the feature map before the last pooling. A transformer has its own; a network
-    that has neither gets its class token as a map of one position. Some classifiers have layers
-    between pooling and the last Linear, so the two widths may differ. small_stem: see
+    Patch tokens are the feature map before the last pooling. A transformer has its own patch
+    tokens. A network with neither gets its class token as a map of one position. Some classifiers
+    have layers between pooling and the last Linear, so the two widths may differ. small_stem: see
     torchvision_body.
     """
 
@@ -96,7 +96,8 @@ class TorchvisionModel(Backbone):
         body = torchvision_body(arch, small_stem=small_stem, **options)
         pooled, feature_map, last = _torchvision_nodes(body, arch)
         super().__init__(patch=torchvision_stride(body), width=last.in_features, depth=1)
-        # torch.fx traces the network for training and evaluation, and drops what follows the nodes.
+        # torch.fx traces the network for training and evaluation, and drops everything after the
+        # nodes.
         extraction = borrow("torchvision.models.feature_extraction")
         wanted = {pooled: "pooled"}
         if feature_map is not None:
@@ -125,8 +126,8 @@ def timm_body(arch: str, *, small_stem: bool = False, **options: Any) -> Any:
     """Build a timm model without its classifier, with weights as timm initializes them.
 
     small_stem: replace the first convolution by 3×3 at stride 1 and drop the pooling after it.
-    InputError for an unknown name, with similar ones, and for a small stem on a network that does
-    not begin like a ResNet.
+    InputError for an unknown name, with similar ones, and for a small stem on a network whose stem
+    is not a ResNet's.
     """
     timm = borrow("timm")
     if not timm.is_model(arch):
@@ -192,7 +193,8 @@ def timm_stride(body: Any) -> int:
 
 
 def timm_width(body: Any) -> int:
-    """Return the width of the vector before the classifier; some models' last map has another."""
+    """Return the width of the vector before the classifier; in some models the last map's width
+    differs."""
     return int(getattr(body, "head_hidden_size", None) or body.num_features)
 
 
@@ -217,7 +219,8 @@ def resnet_strides(body: Any) -> tuple[int, ...]:
 
 
 def borrow(module: str) -> Any:
-    """Import torchvision or timm. EnvironmentProblem if it is missing or misfits torch."""
+    """Import torchvision or timm. EnvironmentProblem if it is missing or incompatible with
+    torch."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -245,7 +248,7 @@ def _only_the_last(backbone: Backbone, layers: Sequence[int], attention: bool) -
 
 
 def _make_stem_small(body: Any, what: str) -> None:
-    """Replace the stem by that of the CIFAR ResNets (arXiv 1512.03385, section 4.2)."""
+    """Replace the stem with that of the CIFAR ResNets (arXiv 1512.03385, section 4.2)."""
     norm = getattr(body, "bn1", None)
     first = next(
         (

@@ -103,7 +103,7 @@ def build_backbone(config: ClassifierConfig) -> Backbone:
         AssertionError,
         RuntimeError,
     ) as error:
-        # Each architecture refuses its arguments with an exception class of its author's choice.
+        # Architectures raise different exception classes for arguments that they reject.
         raise InputError(
             f"{config.arch} cannot be built with the options {config.options}: {first_line(error)}."
         ) from error

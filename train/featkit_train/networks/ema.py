@@ -17,7 +17,8 @@ def update_ema(teacher: nn.Module, student: nn.Module, *, momentum: float) -> No
     Integer buffers, which have no average, are copied. ValueError if parameter or buffer names
     differ.
     """
-    # Separately: sharded parameters are DTensors, buffers are not, and torch rejects a mixture.
+    # Update them separately: sharded parameters are DTensors, buffers are not, and torch rejects a
+    # mixture.
     parameters = dict(teacher.named_parameters()), dict(student.named_parameters())
     buffers = dict(teacher.named_buffers()), dict(student.named_buffers())
     for ours, theirs in (parameters, buffers):

@@ -1,11 +1,11 @@
-"""A network with early exits, all as wide as the deepest (Be Your Own Teacher, arXiv 1905.08094).
+"""A network with early exits, all of the deepest exit's width (Be Your Own Teacher, arXiv
+1905.08094).
 
 Letters: B images, (H, W) pixels, (h, w) positions, C channels of a stage, D width of the deepest.
 Stages and exits are counted from 1, and the deepest exit is the last.
 
 Exits of a CNN are bottlenecks as in the paper's figure 2. Their sizes, and one bottleneck for each
-stage that an exit skips, are our choice. So are exits of transformers, which the paper does not
-have.
+stage that an exit skips, are our choice. Exits of transformers are our addition, too.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class ExitedBackbone(Backbone):
     """A trunk with an exit after each of the stages `exits`, and the deepest exit at its end.
 
     depth: number of exits, with the deepest. The class token of an exit is its vector (B, D). Its
-    patch tokens are its stage's map (B, h, w, C), in a transformer after the exit's norm.
-    InputError for a stage that the trunk does not have.
+    patch tokens are its stage's map (B, h, w, C); in a transformer, the exit's norm is applied
+    first. InputError for a stage that the trunk does not have.
     """
 
     def __init__(self, trunk: Trunk, exits: Sequence[int]) -> None:
@@ -127,7 +127,7 @@ class ShrinkingExit(nn.Module):
 
 
 class TokenExit(nn.Module):
-    """A norm, and an MLP added to the class token, or to the patch tokens' mean without one."""
+    """A norm, then an MLP added to the class token (without one, to the mean patch token)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Random noise of a student's blocks in training, drawn before the forward pass.
 
-Because it is drawn before, blocks that activation checkpointing computes again skip the same crops,
-and a resumed run draws the same noise as the unbroken one.
+So blocks recomputed by activation checkpointing skip the same crops, and a resumed run draws the
+same noise as an unbroken one.
 
 Letters: B crops, S of them that a block computes.
 """

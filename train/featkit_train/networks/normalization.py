@@ -17,7 +17,7 @@ def normalize(pixels: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]
 
 
 def renormalize(pixels: Tensor, *, given: Statistics, wanted: Statistics) -> Tensor:
-    """Change the normalization of pixels (B, 3, S, S) from `given` to `wanted` statistics."""
+    """Convert normalized pixels (B, 3, S, S) from the `given` to the `wanted` statistics."""
     if given == wanted:
         return pixels
     (mean, std), shape = given, (1, 3, 1, 1)

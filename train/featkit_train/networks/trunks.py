@@ -1,4 +1,5 @@
-"""timm and torchvision networks that give the outputs of their stages and can be cut after one.
+"""timm and torchvision networks that return the outputs of their stages and can be cut after any
+stage.
 
 Letters: B images, (H, W) pixels, (h, w) positions, C channels of a stage, D width of the deepest.
 A stage is a stage of a CNN or a block of a transformer; both are counted from 1.
@@ -37,7 +38,8 @@ class Stage(NamedTuple):
 class Trunk(nn.Module, ABC):
     """A network without its classifier.
 
-    widths, strides (in pixels): of each stage's map. width: D, of the vector before the classifier.
+    widths, strides (in pixels): those of each stage's map. width: D, the width of the vector before
+    the classifier.
     in_blocks: True if the stages are blocks of a transformer, which share width and stride.
     """
 
@@ -68,9 +70,8 @@ class Trunk(nn.Module, ABC):
 
 
 def build_trunk(library: str, arch: str, *, small_stem: bool = False, **options: Any) -> Trunk:
-    """Build a trunk of `library`, timm or torchvision.
-
-    InputError for a network that cannot give the outputs of its stages.
+    """Build a trunk of `library`, timm or torchvision. InputError for a network that cannot return
+    the outputs of its stages.
     """
     if library == "timm":
         body = timm_body(arch, small_stem=small_stem, **options)

@@ -1,4 +1,4 @@
-"""One plain Vision Transformer for every family: what differs is in its config, not in subclasses.
+"""One plain Vision Transformer for every family. Families differ in the config, not in subclasses.
 
 DINO (arXiv 2104.14294) and iBOT (2111.07832) use the plain ViT. DINOv2 (2304.07193) adds LayerScale
 and, in its largest size, SwiGLU; registers come from 2309.16588. DINOv3 (2508.10104) has rotary

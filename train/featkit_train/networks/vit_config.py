@@ -1,6 +1,6 @@
 """The sizes of a Vision Transformer: one frozen config, and the published variants by name.
 
-Nothing here imports torch, so that listing models and settings stays fast.
+Nothing here imports torch, so listing models and settings stays fast.
 """
 
 from __future__ import annotations

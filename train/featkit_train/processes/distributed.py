@@ -86,7 +86,7 @@ class World:
         return float(value.item())
 
     def any(self, here: bool, device: torch.device) -> bool:
-        """Return whether it is true in any process."""
+        """Return whether the flag is true in any process."""
         return self.max(float(here), device) > 0
 
     def wait(self) -> None:
@@ -150,7 +150,7 @@ def join_world(device: torch.device) -> Iterator[World]:
         yield world
     except BaseException as error:
         first = _is_first_to_fail()
-        if on_cuda:  # destroying would wait forever for the other processes
+        if on_cuda:  # destroying the group would wait forever for the other processes
             dist.distributed_c10d._abort_process_group()
         else:
             dist.destroy_process_group()
@@ -168,7 +168,7 @@ def join_world(device: torch.device) -> Iterator[World]:
 def _is_first_to_fail() -> bool:
     try:
         return dist.distributed_c10d._get_default_store().add(FAILED, 1) == 1
-    except RuntimeError:  # the store ended with its process, which has reported why
+    except RuntimeError:  # the store's process has ended and reported why
         return False
 
 
@@ -204,7 +204,7 @@ def shard(
 
     Weights on the CPU move to the device one block at a time, already sharded.
     """
-    # The warning concerns code that changes returned views in place; ours does not.
+    # The warning concerns code that modifies returned views in place; ours does not.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy(

@@ -1,4 +1,4 @@
-"""Stop signals during training (Ctrl-C, and a cluster's): noticed at once, obeyed between two
+"""Stop signals during training (Ctrl-C, and a cluster's): noticed at once, and obeyed between two
 steps, when the state is consistent."""
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ HEIGHT, TOP, BOTTOM, LEFT, RIGHT = 220.0, 24.0, 26.0, 50.0, 16.0
 LABEL_WIDTH, LABEL_HEIGHT = 118.0, 28.0
 MAX_SPOTS = 40  # strips that show their values under the pointer
 SMOOTHED_FROM = 30  # points; fewer are not smoothed
-# A curve is cut off where it leaves the middle 96 % of its points by more than this times their
-# range.
+# Points are clipped if they are outside the range of the middle 96 % by more than this many times
+# that range.
 OUTLIER = 6.0
 
 
@@ -79,7 +79,7 @@ def chart(
 
 
 def in_words(curve: Curve) -> str:
-    """Describe a curve for people who do not see it."""
+    """Describe a curve for screen readers."""
     if curve.first is None or curve.last is None:
         return f"{curve.name}: no finite number"
     first, last = (f"{number(value)} at step {step:,}" for step, value in (curve.first, curve.last))
@@ -87,7 +87,7 @@ def in_words(curve: Curve) -> str:
 
 
 def beyond_the_frame(curve: Curve) -> list[float]:
-    """Return the extremes of a curve that its chart cuts off as outliers."""
+    """Return the extremes of a curve that its chart clips as outliers."""
     points = [point for point in curve.thinned() if point.count]
     low, high = value_range(points)
     ends = (
@@ -142,7 +142,7 @@ def nice_ticks(low: float, high: float, wanted: int) -> tuple[float, float, list
 
 
 def is_noisy(points: Sequence[Point]) -> bool:
-    """Return whether a curve moves up and down much more than it changes in all."""
+    """Return whether a curve fluctuates much more than it changes overall."""
     means = [point.mean for point in points if point.count]
     if len(means) < SMOOTHED_FROM:
         return False

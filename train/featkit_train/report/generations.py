@@ -54,8 +54,8 @@ MAX_CLASSES = 12  # named at the top
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its title, its value and text, and which value of all is best, if more
-    or less is better."""
+    """A column of the table: its title, value and text, and whether the highest or the lowest value
+    is best."""
 
     title: str
     of: Callable[[Row], float | None]
@@ -83,7 +83,7 @@ def write_generations_report(folder: Path) -> Path:
     """Write `folder`/report.html, complete or not at all, and return its path. The same files give
     the same bytes.
 
-    InputError as in standing.read_standing, and if config.yaml is not a run's.
+    InputError as in standing.read_standing, or if config.yaml does not describe a run.
     """
     standing = read_standing(folder)
     has_config = (folder / CONFIG_FILE).is_file()
@@ -273,7 +273,7 @@ def _features_figure(places: Sequence[Place], rows: Sequence[Row]) -> str:
 
 
 def _is_drawn(series: Series) -> bool:
-    """Return whether at least two places have a value; one needs no chart."""
+    """Return whether at least two places have a value; a single one needs no chart."""
     return sum(value is not None for value in series.values) > 1
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MAX_POINTS = 600  # of a curve, about the pixels of its chart's width
+MAX_POINTS = 600  # points of a curve, about its chart's width in pixels
 
 
 @dataclass
@@ -59,8 +59,8 @@ class Point:
 
 @dataclass
 class Curve:
-    """One name's readings: up to 2 * MAX_POINTS points while reading, and its exact first, last and
-    highest value."""
+    """The readings of one name: up to 2 * MAX_POINTS points while reading, and the exact first,
+    last and highest values."""
 
     name: str
     points: list[Point] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Curve:
     first: tuple[int, float] | None = None  # step and value, of the finite ones
     last: tuple[int, float] | None = None
     best: tuple[int, float] | None = None  # the first of the highest
-    _room: int = 0  # readings that still go into the last point
+    _room: int = 0  # readings to add before the last point is full
 
     def add(self, step: int, value: float) -> None:
         """Add a reading of a later step than those before."""

@@ -131,7 +131,7 @@ def read_config(run: Path) -> dict[str, Any]:
             f"{path} holds no config of a run. Restore it from a copy, or name the --out of a"
             " `featkit train`."
         )
-    # Without warnings about old names, since nobody is meant to edit this file.
+    # Suppress warnings about old names, since nobody is meant to edit this file.
     return {**record, "config": current_keys(record["config"], warn=False)}
 
 
@@ -281,7 +281,7 @@ def _constants(panels: Sequence[Panel]) -> str:
 
 
 def _is_drawn(panel: Panel) -> bool:
-    """Return whether a panel has anything to draw: a curve that never moves needs no chart."""
+    """Return whether a panel has anything to draw; a constant curve needs no chart."""
     readings = [point for curve in panel.curves for point in curve.points if point.count]
     moves = len({point.step for point in readings}) > 1
     return moves and (
@@ -402,7 +402,7 @@ def settings_section(
 ) -> str:
     """Return the main settings, by their names for --set, and a fold-out list of all.
 
-    began: the curve of the momentum, whose first value stands for one that was derived.
+    began: the curve of the momentum; its first value is shown if the setting was derived.
     """
     main = {name: settings[name] for name in MAIN_SETTINGS if name in settings}
     if main.get("teacher.momentum", "") is None and began is not None and began.first is not None:

@@ -20,7 +20,7 @@ class Row:
     names: tuple[str, ...]
     about: str = ""
     always: bool = False  # draw it even if it never changes
-    only_with: str = ""  # a curve that the run must have, too
+    only_with: str = ""  # show the panel only if the run also has this curve
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ ROWS = (
 
 
 def arrange(curves: Mapping[str, Curve]) -> list[Panel]:
-    """Put every curve into one panel, by ROWS; curves that no row names go to OTHER."""
+    """Assign every curve to one panel by ROWS; curves that no row names go to OTHER."""
     left = dict(curves)
     panels = []
     for row in ROWS:

@@ -63,8 +63,8 @@ def scores(cards: Sequence[str]) -> str:
 
 
 def card(title: str, value: str, words: str, *, chief: bool = False) -> str:
-    """Return a card: a value under its title, and words about it below. chief: the value that a run
-    is judged by."""
+    """Return a card: a value under its title, and a caption below. chief: the value to judge the
+    run by."""
     kind = "card chief" if chief else "card"
     return (
         "<div"
@@ -112,7 +112,7 @@ def duration(seconds: float) -> str:
 
 
 def text(words: str) -> str:
-    """Escape `words`; bytes of a name that are not UTF-8 are spelled out."""
+    """Escape `words`; bytes of a name that are not UTF-8 become escapes."""
     return html.escape(printable(words))
 
 

@@ -27,15 +27,15 @@ from featkit_train.report.charts import (
 from featkit_train.report.parts import text
 
 WIDTH = 440.0
-LETTER_WIDTH, NAME_HEIGHT = 6.3, 14.0  # of a label's letters, on average
-MAX_LABELS = 12  # of columns that are only numbered
-GAP = 0.35  # of a column, before those that are not joined
+LETTER_WIDTH, NAME_HEIGHT = 6.3, 14.0  # average width of a label's letter
+MAX_LABELS = 12  # with more numbered columns, only some get a label
+GAP = 0.35  # before columns that are not joined, as a share of a column
 
 
 @dataclass(frozen=True)
 class Place:
-    """The column of one training. joined: connected by a line to the one before, from which it
-    follows; an ensemble is not."""
+    """The column of one training. joined: connected by a line to its predecessor; False for an
+    ensemble."""
 
     name: str
     joined: bool = True
@@ -44,7 +44,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Series:
-    """One figure of every place, or None, and their standard errors; 0 draws no bar."""
+    """One figure for every place, None if unknown, and the standard errors; 0 draws no error
+    bar."""
 
     name: str
     values: Sequence[float | None]
@@ -56,7 +57,7 @@ class Series:
 
 
 def places_chart(places: Sequence[Place], series: Sequence[Series]) -> str:
-    """Return an SVG with the places side by side, those that are not joined at the right. Each
+    """Return an SVG with the places side by side; those that are not joined come last. Each
     series has its own color."""
     frame, values = _frame(series, 0.0, _across(places, len(places) - 1) + 0.5)
     across = [frame.x(_across(places, place)) for place in range(len(places))]
@@ -124,7 +125,7 @@ def _joined(places: Sequence[Place]) -> int:
 
 
 def _across(places: Sequence[Place], place: int) -> float:
-    """Return the middle of a place, in places from the left."""
+    """Return the center of a place, in columns from the left."""
     return place + 0.5 + (GAP if 0 < _joined(places) <= place else 0.0)
 
 

@@ -20,7 +20,7 @@ from featkit.errors import FeatkitError
 from featkit_train.log import Log
 from featkit_train.schedules import momentum_for
 
-PATIENCE_STEPS = 40  # that a collapse must last, since the first steps look like one
+PATIENCE_STEPS = 40  # steps that a collapse must last, since the first steps look like one
 UNIFORM_SHARE = 0.99  # of ln K, for both the teacher's entropy and the loss
 ONE_HOT_SHARE = 0.02  # of ln K, for the entropy of the batch's mean
 MIN_RANK = 1.5  # RankMe; below it, class tokens lie along one direction
@@ -50,7 +50,7 @@ class Finding:
 
 @dataclass
 class Watch:
-    """Find problems in a step's log, each once every time it begins.
+    """Find problems in a step's log, and report each one once when it begins.
 
     Nothing collapses in the first `settle_steps`, or MAX_SETTLE_STEPS if that is fewer. Until
     `settle_steps`, a uniform collapse is only noted.
@@ -58,9 +58,9 @@ class Watch:
 
     num_prototypes: int | None  # None: labels prevent collapse; only spikes are looked for
     settle_steps: int
-    prototype_loss: str | None = None  # its name in the log; in nats, ln K for a uniform student
+    prototype_loss: str | None = None  # log name of the loss, in nats; ln K for a uniform student
     _lasting: dict[str, int] = field(default_factory=dict)
-    _rank: float = math.inf  # the last one measured, which is not in every step
+    _rank: float = math.inf  # the latest value; it is not measured in every step
     _quiet_until: int = 0  # the next step that may report a spike; they come in swarms
     _norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
 
@@ -155,8 +155,8 @@ def rank_me(embeddings: Tensor) -> float:
     """Return the effective rank of embeddings (B, D): exp of the entropy of their singular values'
     shares (RankMe, arXiv 2210.02885, eq. 1).
 
-    Between 1 and min(B, D); 0 if all embeddings are equal. Unlike in the paper the mean is
-    subtracted first, or an untrained network and a collapsed one would look the same.
+    Between 1 and min(B, D); 0 if all embeddings are equal. Unlike in the paper, the mean is
+    subtracted first; otherwise an untrained and a collapsed network would look the same.
 
         s = svd(embeddings - mean);  p = s / sum(s);  exp(-sum(p * log(p)))
     """
@@ -178,8 +178,8 @@ def first_bad_tensor(
     gradient.
 
     again: repeats the forward pass; outputs are checked in the order in which modules finish.
-    anywhere: whether a flag is set in any process; each may hold other images, and another shard of
-    a tensor.
+    anywhere: returns whether a flag is set in any process, since each holds different images and
+    shards.
     """
     for name, parameter in module.named_parameters():
         if anywhere(_is_bad(parameter)):

@@ -1,9 +1,9 @@
 """Measure a classifier's probabilities, decide whether a training beats its teacher, and advise if
 not.
 
-For trainings in a row, each taught by the one before: generations of Born-Again Networks (arXiv
-1805.04770), rounds of Noisy Student (arXiv 1911.04252), exits of one network (arXiv 1905.08094).
-All are measured on the same held-out images.
+It serves series of trainings, each taught by its predecessor: generations of Born-Again Networks
+(arXiv 1805.04770), rounds of Noisy Student (arXiv 1911.04252), exits of one network (arXiv
+1905.08094). All are measured on the same held-out images.
 
 Letters: N images, K classes.
 """
@@ -19,8 +19,8 @@ import numpy as np
 from featkit.wording import counted
 
 ECE_BINS = 15  # Guo et al., section 4
-ONE_SIDED = 1.645  # standard errors that chance exceeds in 5 % of cases
-MAX_RISE = 0.05  # of confidence in wrong answers, from the first training to the last
+ONE_SIDED = 1.645  # number of standard errors that chance exceeds in 5 % of cases
+MAX_RISE = 0.05  # rise of confidence in wrong answers, from the first training to the last
 MAX_SHARED_ERRORS = 0.8  # share of the teacher's errors
 MIN_CLASSES = 0.6  # effective classes of pseudo-labels, relative to the labeled images'
 MIN_ACCEPTED = 0.01  # share of the unlabeled images
@@ -52,7 +52,7 @@ class Remark:
 
 
 def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of images whose most probable class, the first of equals, is their label.
+    """Return the share of images whose most probable class (the first, if tied) is their label.
 
     probs (N, K), any float; labels (N,), integers below K. ValueError without images, or if the
     shapes do not match.
@@ -126,7 +126,7 @@ def beyond_noise(gain: Gain) -> bool:
 
     One-sided, since the only question is whether to continue, and "equal" and "worse" both answer
     no. It assumes a normal distribution, which is too optimistic if fewer than about ten images
-    changed sides: three of three pass, as three coins do in one of eight throws.
+    changed: three gains out of three pass, although chance gives that in one of eight cases.
     """
     return gain.difference > 0 and gain.difference > ONE_SIDED * gain.standard_error
 
@@ -153,7 +153,7 @@ def effective_classes(counts: np.ndarray) -> float:
 def no_gain(
     before: float, after: float, gain: Gain, *, generation: int, kind: str = "generation"
 ) -> Remark | None:
-    """Remark that a generation or round does not beat its teacher, or None.
+    """Return a remark if a generation or round does not beat its teacher, else None.
 
     before, after: accuracies of the teacher and the student. gain: their `paired_gain`.
     """
@@ -179,8 +179,8 @@ def no_gain(
 def surer_of_mistakes(
     confidences: Sequence[float | None], *, first: int = 1, kind: str = "generation"
 ) -> Remark | None:
-    """Remark that confidence in wrong answers rises by more than MAX_RISE over the generations, and
-    also in the last one; else None.
+    """Return a remark if confidence in wrong answers rises by more than MAX_RISE over the
+    generations, and rises in the last one; else None.
 
     confidences: `confidence_when_wrong` of each generation, which are numbered from `first`. None
     is skipped.
@@ -207,7 +207,8 @@ def surer_of_mistakes(
 def agrees_with_errors(
     share: float | None, *, threshold: float = MAX_SHARED_ERRORS, student: str = "student"
 ) -> Remark | None:
-    """Remark that a student repeats its teacher's mistakes, or None. share: `shared_errors`."""
+    """Return a remark if a student repeats its teacher's mistakes, else None. share:
+    `shared_errors`."""
     if share is None or share <= threshold:
         return None
     return Remark(
@@ -221,10 +222,11 @@ def agrees_with_errors(
 
 
 def few_classes(counts: np.ndarray, *, expected: float) -> Remark | None:
-    """Remark that pseudo-labels fall on fewer than MIN_CLASSES of the expected classes, or None.
+    """Return a remark if pseudo-labels cover less than MIN_CLASSES of the expected classes, else
+    None.
 
     counts (K,): accepted images of each class. expected: `effective_classes` of the labeled images.
-    None without images, which `nothing_accepted` remarks on.
+    None without images; `nothing_accepted` reports that case.
     """
     num_classes = effective_classes(counts)
     if num_classes == 0 or num_classes >= MIN_CLASSES * expected:
@@ -240,7 +242,7 @@ def few_classes(counts: np.ndarray, *, expected: float) -> Remark | None:
 
 
 def nothing_accepted(num_accepted: int, num_unlabeled: int, *, threshold: float) -> Remark | None:
-    """Remark that a round accepts less than MIN_ACCEPTED of the unlabeled images, or None.
+    """Return a remark if a round accepts less than MIN_ACCEPTED of the unlabeled images, else None.
 
     ValueError without unlabeled images.
     """

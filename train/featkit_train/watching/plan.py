@@ -9,7 +9,7 @@ import torch
 
 from featkit import resources
 
-WARM_STEPS, MEASURED_STEPS = 2, 10  # the first ones start workers and fill caches
+WARM_STEPS, MEASURED_STEPS = 2, 10  # the first steps start workers and fill caches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Plan:
     steps_left: int
     images_per_s: float  # over all processes
     hours_left: float
-    memory_bytes: int  # peak on the accelerator, else of this process without its workers
+    memory_bytes: int  # peak of the accelerator, or of this process without its workers
     device: str
 
 

@@ -28,7 +28,7 @@ MAX_COPIES = 200  # images in copy recall; each is embedded in five views
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores on held-out images, by their names in the log. `watched` names the one that decides
+    """Scores on held-out images, by their names in the log. `watched` names the score that decides
     which model is best."""
 
     values: Log
@@ -41,15 +41,14 @@ class Scores:
 
     @staticmethod
     def joined(first: Scores | None, second: Scores | None) -> Scores | None:
-        """Return the scores of both; the watched one is the first's."""
+        """Return the scores of both; `watched` is that of the first."""
         if first is None or second is None:
             return first or second
         return Scores({**first.values, **second.values}, first.watched)
 
 
 class HeldOut:
-    """Images that nothing is learned from, prepared once, with their labels if the source has
-    them."""
+    """Held-out images, prepared once, with their labels if the source has them."""
 
     def __init__(
         self, source: Source, indices: np.ndarray, geometry: Geometry, *, label: str = LABEL
@@ -92,8 +91,8 @@ class HeldOut:
     def measure(self, embed: Callable[[np.ndarray], np.ndarray]) -> Scores | None:
         """Score an embedding; None if fewer than two images are held out.
 
-        knn, if there are enough images of each label: share of every second image whose label the
-        20 nearest of the others vote for. It is then the watched score.
+        knn, if there are enough images of each label: kNN accuracy of every second image by its 20
+        nearest neighbors among the others. It is then the watched score.
         copy_recall: recall@1 of copies.
         embed: prepared images (N, H, W, 3) uint8 to unit vectors (N, D) float32.
         """

@@ -28,8 +28,8 @@ from featkit.images import printable, thumbnail_jpeg
 
 SNAPSHOTS, PHOTOGRAPHS, NAMES_FILE, FORMAT = "snapshots", "photographs", "names.json", 1
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
-# The percentile of an image's attention that is shown brightest; at the maximum, single patches
-# would darken the others.
+# The percentile of an image's attention that is shown brightest; with the maximum, single patches
+# would darken all others.
 BRIGHTEST = 99.0
 # Value, red, green, blue, from dark to bright in even steps of lightness, like matplotlib's magma.
 GLOW = (

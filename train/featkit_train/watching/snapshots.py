@@ -8,7 +8,7 @@ together (orthogonal Procrustes, Schönemann 1966) to be nearest to an earlier s
 first snapshot's to the images' own colors, so that a color keeps its meaning over time. Attention
 is the class token's in the last block.
 
-Nothing is random and nothing of the run changes: later steps are the same with or without a
+Nothing is random and the run's state does not change, so later steps are the same with or without a
 snapshot. Letters: P patches of all images, D width, (h, w) patches of one, (H, W) pixels.
 """
 
@@ -152,7 +152,7 @@ def tokens_and_attention(
     """Return patch tokens (h, w, D) float32 and attention (heads, h, w) of each prepared image;
     None for attention without a class token.
 
-    Takes one image at a time, to need little memory next to training. The modules' training modes
+    Processes one image at a time, since training needs the memory. The modules' training modes
     are restored.
     """
     device = next(backbone.parameters()).device

@@ -1,7 +1,7 @@
 """The comparison of a course's trainings, generations.json: a row for each, remarks, and the chosen
 one.
 
-Needs no torch, so that the report does not either.
+It does not import torch, so the report does not either.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from featkit_train.watching.judging import (
 
 STANDING_FILE = "generations.json"
 FORMAT = 1
-MIN_IMAGES_A_LABEL = 4  # held-out images, on average, that kNN accuracy needs
-NETWORK = "network"  # the folder of the one training whose exits are rows
+MIN_IMAGES_A_LABEL = 4  # average held-out images per label that kNN accuracy needs
+NETWORK = "network"  # the folder of the single training if the rows are its exits
 Kind = Literal["generation", "ensemble", "exit", "round"]
 POSITIVE = ("seconds", "images_per_s", "parameters")  # the others are shares, at most 1
 
@@ -43,14 +43,15 @@ class Row:
     unknown kind.
     """
 
-    name: str  # also of its subfolder, if it has one
+    name: str  # also the name of its subfolder, if it has one
     kind: Kind
     accuracy: float
-    # Of the accuracy alone. The error of a difference is judging.paired_gain's, which is smaller.
+    # The standard error of the accuracy alone; that of a difference (judging.paired_gain) is
+    # smaller.
     standard_error: float
     ece: float
     wrong_confidence: float | None = None
-    shared_errors: float | None = None  # share of its teacher's
+    shared_errors: float | None = None  # share of its teacher's errors that it repeats
     knn: float | None = None
     copies: float | None = None  # recall@1
     seconds: float | None = None  # of training
@@ -119,7 +120,7 @@ class Standing:
     """All rows in the order of their trainings. chosen: the name of the row to use, "" without
     rows.
 
-    ValueError for two rows of one name, or a choice that is not a row.
+    ValueError if two rows share a name, or if the choice is not a row.
     """
 
     name: str
@@ -156,7 +157,7 @@ class Standing:
 
     @property
     def best(self) -> Row | None:
-        """The most accurate row, the first of equals."""
+        """The most accurate row; the first one if tied."""
         return max(self.rows, key=lambda row: row.accuracy, default=None)
 
     def row(self, name: str) -> Row:
@@ -180,7 +181,7 @@ def held_out_knn(vectors: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def labels_tell(labels: np.ndarray) -> bool:
-    """Return whether kNN accuracy means anything for labels (N,): more than one label, and enough
+    """Return whether kNN accuracy is meaningful for labels (N,): more than one label, and enough
     images of each on average."""
     return 1 < len(np.unique(labels)) <= len(labels) / MIN_IMAGES_A_LABEL
 
