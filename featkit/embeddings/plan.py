@@ -23,7 +23,7 @@ class FolderPlan:
     width: the dimensions of a vector. run: engine and precision, a `Run` as text. max_bytes,
     max_pixels: an image beyond these limits is a row with an error. columns: type of each metadata
     column, "int64", "double" or "string". column: the column of Parquet files or data sets that
-    holds the images. skipped: what the source passed over when the folder was begun, by reason.
+    holds the images. skipped: what the source skipped when the folder was begun, by reason.
     """
 
     format: int = FORMAT

@@ -96,7 +96,7 @@ class Source(Protocol):
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """The number of files that were passed over, by reason: {".cr2": 12, "hidden file": 2}."""
+        """The number of files that were skipped, by reason: {".cr2": 12, "hidden file": 2}."""
         ...
 
     def __len__(self) -> int: ...
@@ -137,10 +137,10 @@ def suffix_of(name: str) -> str:
 
 
 def skip_by_name(path: str) -> Skip | None:
-    """Return why the file at a relative path with `/` is passed over; None if it is not.
+    """Return why the file at a relative path with `/` is skipped; None if it is not.
 
     The rule is the same for folders and archives: files and folders that are hidden, and those
-    that systems keep for themselves, are passed over.
+    that systems keep for themselves, are skipped.
     """
     parts = path.split("/")
     for end, name in enumerate(parts[:-1], 1):
@@ -152,7 +152,7 @@ def skip_by_name(path: str) -> Skip | None:
 
 @lru_cache(maxsize=4096)  # archives name a folder with each of its members
 def folder_skip_reason(name: str) -> str | None:
-    """Return why a folder of this name is passed over with everything in it; None if it is not."""
+    """Return why a folder of this name is skipped with everything in it; None if it is not."""
     lower = name.lower()
     system = next(
         (pattern for expression, pattern in _SYSTEM_FOLDERS if expression.match(lower)), None
@@ -163,7 +163,7 @@ def folder_skip_reason(name: str) -> str | None:
 
 
 def file_skip_reason(name: str) -> str | None:
-    """Return why a file of this name is passed over, whatever its suffix; None if it is not."""
+    """Return why a file of this name is skipped, whatever its suffix; None if it is not."""
     if _SYSTEM_FILES.match(name.lower()):
         return "system file"
     return "hidden file" if name.startswith(".") else None

@@ -24,14 +24,14 @@ class Concatenation:
     def __init__(
         self, name: str, parts: Sequence[Source], *, skipped: Mapping[str, int] = NOTHING_SKIPPED
     ) -> None:
-        """skipped: what was passed over when the parts were chosen."""
+        """skipped: what was skipped when the parts were chosen."""
         self.name, self._parts = name, [part for part in parts if len(part)]
         self._skipped = merge_skipped([skipped, *(part.skipped for part in parts)])
         self._ends = list(accumulate(len(part) for part in self._parts))
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """The number of files passed over in all parts together, by reason."""
+        """The number of files skipped in all parts together, by reason."""
         return self._skipped
 
     def __len__(self) -> int:
@@ -88,13 +88,13 @@ class Subset:
         *,
         skipped: Mapping[str, int] = NOTHING_SKIPPED,
     ) -> None:
-        """skipped: what else was passed over when these items were chosen."""
+        """skipped: what else was skipped when these items were chosen."""
         self.name, self._source, self._items = source.name, source, items
         self._skipped = dict(skipped)
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """The number of files passed over in the whole source and when these items were chosen, by
+        """The number of files skipped in the whole source and when these items were chosen, by
         reason."""
         return merge_skipped([self._source.skipped, self._skipped])
 

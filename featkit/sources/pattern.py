@@ -68,7 +68,7 @@ def _files(
 
 
 def _skip(path: Path, named: set[str], selection: Selection) -> Skip | None:
-    """Return why a matched file is passed over: it is in a hidden or system folder that the
+    """Return why a matched file is skipped: it is in a hidden or system folder that the
     pattern does not name."""
     for folder in reversed(path.parents):
         reason = None if folder.name in named else selection.skip_folder(folder.name)

@@ -2,7 +2,7 @@
 
 A file is an item if its suffix is one of IMAGE_SUFFIXES, it is neither hidden nor in a system
 folder, and it passes `--include` and `--exclude`. A camera's raw file next to a JPEG of the same
-name is the same image, and is passed over.
+name is the same image, and is skipped.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Selection:
         return EXCLUDED_FOLDER if self._any_matches(self._excluded, path) else None
 
     def skip_file(self, path: str) -> str | None:
-        """Return why a file is passed over, whatever its folder; None if it is not."""
+        """Return why a file is skipped, whatever its folder; None if it is not."""
         name = path.rpartition("/")[2]
         named = any(pattern.names_file(name) for pattern in self._included)
         if not named and (reason := file_skip_reason(name)) is not None:
@@ -114,7 +114,7 @@ class Selection:
         return self.skip_key(path)
 
     def skip_container(self, path: str) -> str | None:
-        """Return why an archive or a Parquet file is passed over with all its items; None if it is
+        """Return why an archive or a Parquet file is skipped with all its items; None if it is
         not.
 
         `include` applies to its items, whose keys begin with this path.
@@ -166,14 +166,14 @@ class Selection:
 
 @dataclass(frozen=True)
 class Picked:
-    """The paths of items, and the number of files passed over, by reason."""
+    """The paths of items, and the number of files skipped, by reason."""
 
     paths: list[str]
     skipped: Mapping[str, int]
 
 
 class Tally:
-    """Counts of what is passed over, by reason. A folder counts once, however many files it has."""
+    """Counts of what is skipped, by reason. A folder counts once, however many files it has."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -218,8 +218,8 @@ def suffix_reason(name: str) -> str:
 
 
 def skipped_in_words(skipped: Mapping[str, int]) -> str | None:
-    """Return a sentence such as "Passed over: 12 .cr2, 3 links to folders.", the most frequent
-    first; None if nothing was passed over."""
+    """Return a sentence such as "Skipped: 12 .cr2, 3 links to folders.", the most frequent
+    first; None if nothing was skipped."""
     if not skipped:
         return None
     groups: dict[str, Counter[str]] = {}  # by reason, the details in parentheses after it
@@ -233,7 +233,7 @@ def skipped_in_words(skipped: Mapping[str, int]) -> str | None:
             f"{counted(sum(details.total() for _, details in rest), 'other')} of"
             f" {counted(len(rest), 'more kind')}"
         )
-    return f"Passed over: {', '.join(shown)}."
+    return f"Skipped: {', '.join(shown)}."
 
 
 def _counted(noun: str, details: Counter[str]) -> str:

@@ -80,7 +80,7 @@ class TarSource:
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """The number of members passed over, by reason: hidden and system folders, repeated names,
+        """The number of members skipped, by reason: hidden and system folders, repeated names,
         links to other items."""
         return self._skipped
 
@@ -156,7 +156,7 @@ class TarSource:
     def _pick(
         self, listing: MemberList, selection: Selection, ends: Mapping[str, str | None]
     ) -> list[str]:
-        """Return the keys of images, and of links to them; count what is passed over. ends: the key
+        """Return the keys of images, and of links to them; count what is skipped. ends: the key
         that each symbolic link leads to."""
         folders = {key for key, end in ends.items() if _is_folder(listing, end)}
         if folders:

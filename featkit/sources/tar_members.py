@@ -52,7 +52,7 @@ class MemberList:
 
     entries: by normalized name, as tar unpacks them (the last of several with the same name), in
     the order of their first appearance. gaps: the error sentence of each damaged region, by its
-    first byte and the byte after its last. skipped: what was passed over, by reason. num_bytes: the
+    first byte and the byte after its last. skipped: what was skipped, by reason. num_bytes: the
     archive's size when it was listed.
     """
 

@@ -1,7 +1,7 @@
 """List the files below a folder: images, containers, folders that cannot be read, and a count of
-what is passed over.
+what is skipped.
 
-Folders written by featkit are passed over, so that a run whose `--out` lies among its images reads
+Folders written by featkit are skipped, so that a run whose `--out` lies among its images reads
 only images.
 """
 
@@ -61,7 +61,7 @@ class FolderList:
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """The number of files and folders passed over, by reason."""
+        """The number of files and folders skipped, by reason."""
         return self.tally.counts
 
 

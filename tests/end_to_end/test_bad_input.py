@@ -76,7 +76,7 @@ def everything(folder: Path) -> tuple[list[str], dict[str, str]]:
             "missing does not exist; name a folder of images, a .tar, a .parquet, or a .txt list",
         ),
         ("embed empty --out new", 2, "empty holds no images: it is empty."),
-        ("embed papers --out new", 2, "papers holds no images. Passed over: 1 "),
+        ("embed papers --out new", 2, "papers holds no images. Skipped: 1 "),
         ("embed nothing.txt --out new", 2, "nothing.txt lists no images; write one path per line."),
         ("embed text.tar --out new", 2, "text.tar is plain text; name a tar archive."),
         ("embed text.parquet --out new", 2, "text.parquet is plain text; name a Parquet file."),

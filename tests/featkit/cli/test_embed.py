@@ -125,7 +125,7 @@ def test_what_is_passed_over_is_said_and_kept(model: Path, images: Path, tmp_pat
         "system folder (@eaDir)": 1,
     }
     line = (
-        "Passed over: 2 .xmp, 1 .mp4, 1 excluded folder, 1 featkit folder, 1 link to a folder, 1"
+        "Skipped: 2 .xmp, 1 .mp4, 1 excluded folder, 1 featkit folder, 1 link to a folder, 1"
         " system folder (@eaDir).\n"
     )
     assert (said.code, said.error) == (0, "")

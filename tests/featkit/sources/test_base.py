@@ -1,4 +1,4 @@
-"""Paths that all sources pass over by name."""
+"""Paths that all sources skip by name."""
 
 from __future__ import annotations
 

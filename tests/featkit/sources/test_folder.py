@@ -114,10 +114,10 @@ def test_name_that_is_not_utf8_has_a_key_that_is(tmp_path: Path) -> None:
     ("names", "words"),
     [
         ((), "holds no images: it is empty."),
-        (("notes.txt", "a/b.doc", "a/c.doc"), "holds no images. Passed over: 2 .doc, 1 .txt."),
+        (("notes.txt", "a/b.doc", "a/c.doc"), "holds no images. Skipped: 2 .doc, 1 .txt."),
         (
             (".x.jpg", "@eaDir/x.jpg"),
-            "holds no images. Passed over: 1 hidden file, 1 system folder (@eaDir).",
+            "holds no images. Skipped: 1 hidden file, 1 system folder (@eaDir).",
         ),
     ],
 )

@@ -67,7 +67,7 @@ def test_match_of_a_pattern_is_read_or_counted(
     assert keys(open_source(".private/*/*.jpg", selection=Selection(include=("@eaDir",)))) == [
         ".private/@eaDir/e.jpg"
     ]
-    with refused("No file matches .private/*/*.jpg", "Passed over: 1 system folder (@eaDir)."):
+    with refused("No file matches .private/*/*.jpg", "Skipped: 1 system folder (@eaDir)."):
         open_source(".private/*/*.jpg")
 
 

@@ -1,4 +1,4 @@
-"""`--include` and `--exclude`, and the description of what is passed over."""
+"""`--include` and `--exclude`, and the description of what is skipped."""
 
 from __future__ import annotations
 
@@ -144,21 +144,18 @@ def test_skipped_files_are_described_on_one_line() -> None:
     }
     assert (
         skipped_in_words(counts)
-        == "Passed over: 1,200 .cr2, 3 .jxl, 2 links to folders, 1 file without a suffix, 1 system"
+        == "Skipped: 1,200 .cr2, 3 .jxl, 2 links to folders, 1 file without a suffix, 1 system"
         " folder (@eaDir)."
     )
     assert (
         skipped_in_words({"system folder (@eaDir)": 2, "hidden file": 1})
-        == "Passed over: 2 system folders (@eaDir), 1 hidden file."
+        == "Skipped: 2 system folders (@eaDir), 1 hidden file."
     )
     folders = {f"system folder ({name})": 1 for name in "abcdefg"} | {
         "system folder (x)": 2,
         ".cr2": 1,
     }
-    assert (
-        skipped_in_words(folders)
-        == "Passed over: 9 system folders (x, a, b, c, d, 3 more), 1 .cr2."
-    )
+    assert skipped_in_words(folders) == "Skipped: 9 system folders (x, a, b, c, d, 3 more), 1 .cr2."
     many = skipped_in_words({f".{letter}": 1 for letter in "abcdefghijklm"})
     assert many is not None
     assert many.endswith(".j, 3 others of 3 more kinds.")

@@ -144,7 +144,7 @@ def test_folders_and_devices_are_not_images(tmp_path: Path) -> None:
     path = write_entries(
         tmp_path / "t.tar", ("d.jpg", tarfile.DIRTYPE, b""), ("p.jpg", tarfile.FIFOTYPE, b"")
     )
-    with refused(path, "holds no images among its 2 members. Passed over: 1 special file."):
+    with refused(path, "holds no images among its 2 members. Skipped: 1 special file."):
         open_source(path)
     write_tar(path, [("real.jpg", b"x")], mode="a")
     source = open_source(path)

@@ -174,13 +174,13 @@ def test_a_run_inside_its_images_is_resumed_and_not_learned_from(
     out = tmp_path / "images" / "run"
     assert main(command(tmp_path, out, "--exclude", "003.jpg")) == 0
     assert "23 images" in (error := capsys.readouterr().err)
-    assert "Passed over: 1 .txt, 1 excluded file.\n" in error
+    assert "Skipped: 1 .txt, 1 excluded file.\n" in error
     assert any(out.rglob("*.png")) or any(out.rglob("*.jpg")), "snapshots, which would be images"
     assert main(command(tmp_path, out, "--exclude", "003.jpg", "--resume")) == 0
     capsys.readouterr()
     assert main(command(tmp_path, tmp_path / "images" / "run2")) == 0
     assert "24 images" in (error := capsys.readouterr().err)
-    assert "Passed over: 1 .txt, 1 featkit folder.\n" in error
+    assert "Skipped: 1 .txt, 1 featkit folder.\n" in error
 
 
 def test_a_run_among_its_images_is_refused(
