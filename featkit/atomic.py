@@ -57,7 +57,7 @@ def explain_os_errors(path: Path) -> Iterator[None]:
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`, and rename it to `path` on success.
 
-    On failure it is removed. EnvironmentProblem on a full disk and without permission to write.
+    On failure it is removed. EnvironmentProblem if the disk is full or permission is missing.
     """
     temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{secrets.token_hex(4)}")
     with explain_os_errors(path):

@@ -263,7 +263,7 @@ def _open_original(
 
 def _fixed_size(interface: Interface, geometry: Geometry, *, name: str) -> tuple[int, int] | None:
     """Return the size that the file declares, None if both sides are dynamic. Raises InputError if
-    the geometry has another."""
+    the geometry has a different size."""
     sides = (interface.height, interface.width)
     native = (geometry.height, geometry.width)
     if any(side not in (None, wanted) for side, wanted in zip(sides, native, strict=True)):

@@ -44,7 +44,8 @@ class Findings:
     comparisons: list[Parity]
     left_out: list[LeftOut]
     holds_at_every_size: bool  # among the sizes tried
-    is_batch_invariant: bool  # for 3 and 8 images, and no operator takes scales from the batch
+    # measured with 3 and 8 images; also False if operators take scales from the batch
+    is_batch_invariant: bool
 
 
 def compare_with_original(

@@ -46,9 +46,9 @@ def adopt(
     feed: how pixels are normalized before the graph; by default from `geometry`.
     name: how error messages refer to the file.
 
-    Patches are the tokens of last_hidden_state in float32. An image side that the patch size does
-    not divide makes the graph fail. Fixed sizes stay fixed; the others are named N, H and W. The
-    opset stays.
+    Patches are the tokens of last_hidden_state in float32. The graph fails if an image side is not
+    a multiple of the patch size. Fixed sizes stay fixed; the others are named N, H and W. The opset
+    stays.
 
     Raises InputError, naming the actual and the required interface, if inputs or outputs differ
     from it or lack the feature.

@@ -27,11 +27,11 @@ PRODUCTS = frozenset(
     "Conv MatMul Gemm Einsum ConvInteger MatMulInteger QLinearConv QLinearMatMul QuantizeLinear"
     " DynamicQuantizeLinear FusedConv FusedMatMul LayerNormalization".split()
 )
-SIZE_READERS = frozenset(("Shape", "Size"))  # they read sizes, no values
+SIZE_READERS = frozenset(("Shape", "Size"))  # they read sizes, not values
 # Relative for a factor, in standard deviations for an offset. Files round their constants, and fp16
 # rounds further.
 TOLERANCE = 0.02
-PLAUSIBLE_WIDTH = (0.9, 12.0)  # of the interval that normalized pixels fill
+PLAUSIBLE_WIDTH = (0.9, 12.0)  # width of the interval of normalized pixels
 
 
 @dataclass(frozen=True)

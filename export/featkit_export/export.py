@@ -300,8 +300,8 @@ def _whitened(manifest: Manifest, whitening: Whitening) -> Manifest:
 def _speedup(module: EmbeddingGraph, fixed: Traced, folder: Path, geometry: Geometry) -> float:
     """Return how many times as fast the fixed-size graph is, one image per call.
 
-    The graphs run in turns and their medians are compared, so that a change of the machine's load
-    affects both.
+    The graphs take turns and their medians are compared, so that changes in machine load affect
+    both.
     """
     with tempfile.TemporaryDirectory(dir=folder) as dynamic_folder:
         dynamic = trace(module, Path(dynamic_folder))

@@ -59,7 +59,8 @@ def observe_peaks(
     """Return the largest magnitude of every fp32 value on the images, and of every fp32 weight, by
     name.
 
-    images: (H, W, 3) uint8 each, run one a call. A peak is infinite if a value is infinite or NaN.
+    images: (H, W, 3) uint8 each, run one per call. A peak is infinite if a value is infinite or
+    NaN.
     """
     floats = values_of_type(model, TensorProto.FLOAT)
     weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in floats}
@@ -147,5 +148,5 @@ def first_overflow(emulated: onnx.ModelProto, images: Iterable[np.ndarray], fold
 def embed_each(
     session: ort.InferenceSession, images: Sequence[np.ndarray] | np.ndarray
 ) -> np.ndarray:
-    """Return the vectors (N, D) of images (H, W, 3) uint8, run one a call."""
+    """Return the vectors (N, D) of images (H, W, 3) uint8, run one per call."""
     return np.concatenate([session.run([EMBEDDING], {INPUT: image[None]})[0] for image in images])

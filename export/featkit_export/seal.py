@@ -78,7 +78,7 @@ def seal(
     """Write `model` with its manifest to `path` atomically, and return the manifest with its
     fingerprint.
 
-    folder: holds the one file of weights that are not in the model itself. It is moved next to
+    folder: the folder of the weights file, if weights are outside the model. It is moved next to
     `path` under a name made from the fingerprint, so that neither an older model file nor a crash
     between the two writes can pair a graph with the wrong weights.
     """

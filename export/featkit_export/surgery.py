@@ -229,8 +229,7 @@ def _patch_tokens(nodes: Nodes, hidden: str, *, skip: int) -> str:
 
 
 def make_room(graph: onnx.GraphProto) -> dict[str, str]:
-    """Rename values that have one of a model file's own names, and return the new names by the old
-    ones."""
+    """Rename values whose names a model file reserves, and return a map from old to new names."""
     values = [*graph.input, *graph.initializer]
     names = {value.name for value in values} | {
         output for node in all_nodes(graph) for output in node.output

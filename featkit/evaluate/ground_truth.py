@@ -188,7 +188,7 @@ class _Type:
 
 
 class _Array:
-    """A numpy array, created empty and given its bytes by its state."""
+    """A numpy array; it is created empty, and its state sets the bytes."""
 
     values: np.ndarray | None = None
 

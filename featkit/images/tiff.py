@@ -83,7 +83,7 @@ def check(tags: Tags, *, name: str) -> None:
     count = int(_first(tags, SAMPLES, 1))
     if count > MAX_CHANNELS:
         raise InputError(
-            f"{name} is a TIFF of {count} channels, and featkit reads up to {MAX_CHANNELS}; "
+            f"{name} is a TIFF of {count} channels, but featkit reads at most {MAX_CHANNELS}; "
             "save the channels of interest as gray or RGB."
         )
 

@@ -146,7 +146,7 @@ class Health(BaseModel):
     num_items: int | None = Field(
         description="Images in the index; null when the service only embeds."
     )
-    detail: str = Field("", description="What fails, in one sentence.")
+    detail: str = Field("", description="The failure, in one sentence.")
 
 
 class RefusedImage(BaseModel):

@@ -48,17 +48,17 @@ class Concatenation:
         return str(getattr(part, "older_key", part.key)(i))
 
     def read(self, item: int, /) -> bytes:
-        """Return the bytes that the part returns."""
+        """Return the item's bytes from its part."""
         part, i = self._locate(item)
         return part.read(i)
 
     def metadata(self, item: int, /) -> Metadata:
-        """Return the metadata that the part returns."""
+        """Return the item's metadata from its part."""
         part, i = self._locate(item)
         return part.metadata(i)
 
     def file(self, item: int, /) -> Path:
-        """Return the file that the part returns."""
+        """Return the item's file from its part."""
         part, i = self._locate(item)
         return part.file(i)
 

@@ -102,6 +102,6 @@ def _nothing_readable(
 
 
 def _kind(path: Path) -> Kind | None:
-    """Return what a file is by its first bytes."""
+    """Return the type of a file by its first bytes."""
     with path.open("rb") as file:
         return what_is(file.read(NUM_BYTES))

@@ -51,9 +51,9 @@ class MemberList:
     """The contents of an archive.
 
     entries: by normalized name, as tar unpacks them (the last of several with the same name), in
-    the order of their first appearance. gaps: the error sentence of each damaged region, by its
-    first byte and the byte after its last. skipped: what was skipped, by reason. num_bytes: the
-    archive's size when it was listed.
+    the order of their first appearance. gaps: the error sentence of each damaged region, by (start,
+    end) in bytes. skipped: counts of skipped members, by reason. num_bytes: the archive's size when
+    it was listed.
     """
 
     num_bytes: int

@@ -219,7 +219,7 @@ def test_orientation_and_profile_of_a_deep_tiff_are_kept() -> None:
 def test_more_channels_than_four_are_refused(dtype: Any, channels: int, extra: str) -> None:
     levels = np.dstack([RGB] + [GRAY] * (channels - 3)).astype(dtype)
     data = tiff(levels, photometric="rgb", extrasamples=[extra] + ["unspecified"] * (channels - 4))
-    with refused(f"x.tif is a TIFF of {channels} channels, and featkit reads up to 4"):
+    with refused(f"x.tif is a TIFF of {channels} channels, but featkit reads at most 4"):
         decode(data, name="x.tif")
 
 

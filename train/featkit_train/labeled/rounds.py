@@ -39,9 +39,9 @@ def self_training(
     """Train the teacher in `out`/round-0 and its students in round-1 ...; return their table. The
     most accurate one's files are copied to `out`.
 
-    Labels of the unlabeled images are ignored. held_out: as in `split_labeled`, of the labeled
-    images; these are neither pseudo-labeled nor learned from. Ends early as `born_again` does.
-    Errors as in `train`, and InputError if an image is both held out and unlabeled.
+    Labels of the unlabeled images are ignored. held_out: as in `split_labeled`; these images are
+    neither pseudo-labeled nor trained on. Ends early as `born_again` does. Errors as in `train`,
+    and InputError if an image is both held out and unlabeled.
     """
     split = split_labeled(labeled, config, held_out=held_out)
     rest = concatenate(unlabeled)

@@ -39,7 +39,7 @@ def split_labeled(
     """Split the images: hold out `held_out`, or run.held_out of them (at most a tenth), drawn by
     the seed.
 
-    InputError if fewer than two classes are learned, if nothing is held out to measure on, or if an
+    InputError if there are fewer than two classes, if nothing is held out to measure on, or if an
     image is in both parts.
     """
     source, column = concatenate(sources), config.labels.column

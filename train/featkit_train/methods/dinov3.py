@@ -64,8 +64,8 @@ class DinoV3(DinoV2):
         ):
             if size % backbone.patch:
                 raise InputError(
-                    f"gram.teacher {gram.teacher} has patches of {backbone.patch} pixels, and"
-                    f" {size} is not a multiple; change gram.size."
+                    f"gram.teacher {gram.teacher} has patches of {backbone.patch} pixels, but"
+                    f" {size} is not a multiple of that; change gram.size."
                 )
         self.gram_statistics = (info.geometry.mean, info.geometry.std)
         ours = {name: tensor.shape for name, tensor in self.teacher.backbone.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Read a ViT's sizes off the shapes of its weights, and find published ViTs of these sizes."""
+"""Infer a ViT's sizes from the shapes of its weights, and find published ViTs of these sizes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Anatomy:
     def differs(self, other: Anatomy) -> tuple[str, ...]:
         """Return the names of sizes that differ.
 
-        Two position tables never do: a table of any grid can be loaded.
+        Position tables never count as different, since a table of any grid can be loaded.
         """
         return tuple(
             size.name

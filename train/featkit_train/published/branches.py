@@ -12,7 +12,7 @@ from featkit_train.published.weight_files import Weights
 
 TEACHER, EMA, PLAIN, STUDENT = "teacher", "ema", "plain", "student"
 PREFERRED = (TEACHER, EMA, PLAIN, STUDENT)
-# Words before the names of weights that say whose they are.
+# Words in the prefix of a weight's name that identify its branch.
 WORDS = {
     TEACHER: frozenset(("teacher", "momentum", "target", "key")),
     EMA: frozenset(("ema", "averaged", "avg", "swa")),
@@ -27,7 +27,7 @@ OWNERS = {
 
 
 def branch_of(fit: Fit) -> str:
-    """Return whose weights a candidate holds, by the words before their names."""
+    """Return the branch of a candidate's weights, by the words in their prefix."""
     words = {word for part in fit.place.lower().split(".") for word in part.split("_")}
     return next((branch for branch in (TEACHER, EMA, STUDENT) if words & WORDS[branch]), PLAIN)
 
@@ -35,8 +35,8 @@ def branch_of(fit: Fit) -> str:
 def roles(candidates: Sequence[Fit]) -> dict[str, Fit]:
     """Return the first candidate of each branch, the preferred branch first.
 
-    Weights without such a word are the student's if the file also has a teacher or an average,
-    and the teacher's if it also has a student.
+    Unmarked weights are the student's if the file also has a teacher or an average, and the
+    teacher's if it also has a student.
     """
     first: dict[str, Fit] = {}
     for fit in candidates:
@@ -51,7 +51,7 @@ def roles(candidates: Sequence[Fit]) -> dict[str, Fit]:
 def choose(candidates: Sequence[Fit], branch: str | None, *, file: str) -> tuple[str, Fit]:
     """Return the branch to take and its candidate: the one asked for, or the preferred one.
 
-    A file with one set of weights and no word for them serves as the teacher's. InputError if the
+    A single unmarked set of weights counts as the teacher's. InputError if the
     file does not have the branch.
     """
     by_branch = roles(candidates)

@@ -1,7 +1,7 @@
-"""Folders of torch.distributed.checkpoint, read without running what is in them.
+"""Folders of torch.distributed.checkpoint, read without running code in them.
 
-A pickle, `.metadata`, says where in the `.distcp` files each piece of a tensor lies. Each piece is
-itself a file of torch.save.
+A pickle, `.metadata`, maps each piece of a tensor to its position in the `.distcp` files. Each
+piece is itself a file of torch.save.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from featkit_train.published.key_maps import POSITIONS, KeyMap
 from featkit_train.published.renaming import listed, rename
 from featkit_train.published.weight_files import Group, Weights
 
-# What trainings add to a backbone, by the first word of its names.
+# Names of modules that training adds to a backbone, such as heads.
 HEAD = re.compile(
     r"(?:\w+_)?(?:heads?|classifier|projector|projection|predictor|prediction|queue|prototypes?"
     r"|pooler|decoder|aux)(?:_\w+)?\d*"
@@ -32,7 +32,7 @@ HEAD = re.compile(
 MIN_SHARE = 0.2
 SHOWN_PREFIXES, SHOWN_SHAPES = 4, 2
 
-# From a candidate's tensors, without data, to those that the backbone wants. Some sizes follow from
+# Maps a candidate's tensors, without data, to those that the backbone needs. Some sizes follow from
 # the file, such as that of the position table.
 Wanted = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
@@ -87,7 +87,7 @@ class Fit:
         return rename({name: self.tensors[name].read() for name in stored}, self.keys, what=what)
 
     def mismatches(self) -> str:
-        """Return what does not fit as a clause, with the file's names and both shapes."""
+        """Describe the mismatches in a clause, with the file's names and both shapes."""
         clauses = [self.problem] if self.problem else []
         if self.missing:
             clauses.append(
@@ -143,7 +143,7 @@ def fits(
 
 
 def prefixes(tensors: Group, keys: KeyMap, names: Container[str]) -> Counter[str]:
-    """Return every prefix that a known name follows, with the number of names it has."""
+    """Return every prefix of a known name, with the number of names under it."""
     counts: Counter[str] = Counter()
     known: dict[str, bool] = {}
     for name in tensors:
@@ -244,7 +244,7 @@ def _outlines(
 
 
 def beginnings(file: Weights) -> str:
-    """Return what the names in a file begin with, for a file in which no backbone was found."""
+    """Return the beginnings of the names in a file without a recognized backbone."""
     counts: Counter[str] = Counter()
     for group, tensors in file.groups.items():
         for name in tensors:

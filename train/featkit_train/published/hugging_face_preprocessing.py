@@ -24,7 +24,7 @@ from featkit_train.published.preprocessing_values import (
     three_numbers,
 )
 
-# Pillow's numbers of its filters.
+# Pillow's filters by number.
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 RESCALE_FACTOR = 1 / 255
 WARPED_FROM = 384  # pixels from which ConvNextImageProcessor stretches instead of cropping
@@ -300,7 +300,7 @@ def _crop(path: Path, values: Mapping[str, Any]) -> tuple[int, int]:
 def _normalization(
     path: Path, values: Mapping[str, Any]
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return mean and std for pixels in 0 .. 1, whatever factor the file rescales pixels by."""
+    """Return mean and std for pixels in 0 .. 1, for any rescale factor in the file."""
     factor = (
         values.get("rescale_factor", RESCALE_FACTOR)
         if values.get("do_rescale", True) is True

@@ -27,7 +27,7 @@ from featkit_train.published.zoo import PUBLISHED, Published, key_maps_of
 def misfit(file: Weights, tried: Sequence[Fit], row: Published | str) -> str:
     """Explain why a file does not fit a model: both shapes, and which model it does fit.
 
-    tried: all candidates. row: the model, or what to call one that is not in the zoo.
+    tried: all candidates. row: the model, or a name for one that is not in the zoo.
     """
     name = row if isinstance(row, str) else row.name
     if file.sharded:
@@ -112,7 +112,7 @@ def _most_of_a_vit(file: Weights) -> Fit | None:
 
 
 def _fits_exactly(file: Weights, row: Published) -> bool:
-    # Without torchvision or timm, networks of theirs cannot be compared.
+    # Without torchvision or timm, their networks cannot be compared.
     with suppress(EnvironmentProblem):
         state = state_of(row.name)
         tried = fits(file, row.key_maps, partial(_unchanged, state), names=state)

@@ -33,7 +33,7 @@ Resize = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Ten
 
 
 class Choice(NamedTuple):
-    """The tensors to take from a file, whose they are, and sentences on that for the user."""
+    """The tensors to take from a file, their branch, and remarks for the user."""
 
     branch: str
     fit: Fit
@@ -71,7 +71,7 @@ def find_tensors(
 
 
 def fill(backbone: Backbone, fit: Fit, file: Weights) -> None:
-    """Load the tensors into the backbone, in its own number types.
+    """Load the tensors into the backbone, in the backbone's dtypes.
 
     InputError for a tensor of another kind, and for one that is not finite.
     """
@@ -123,8 +123,8 @@ def folder_geometry(
 ) -> tuple[Geometry, dict[str, str]]:
     """Return how a folder prepares images, or `default`, and a note for the origin.
 
-    weights: what the user named. Without it a model's name stands for the recipe of its row, even
-    if the download has a preprocessor_config.json.
+    weights: what the user named. Without it, a model's name means the recipe of its row, even if
+    the download has a preprocessor_config.json.
     """
     if weights is None or not (file.file.is_dir() or file.file.name in HUGGING_FACE_FILES):
         return default, {}

@@ -26,7 +26,7 @@ HARMFUL_BUILTINS = frozenset("eval exec compile open input __import__ breakpoint
 
 
 class NotReadable(Exception):
-    """The file is damaged, or not a pickle; the message is a clause that says how."""
+    """The file is damaged or not a pickle; the message is a clause with the reason."""
 
 
 class Harmful(Exception):
@@ -54,7 +54,7 @@ class Global:
 
 @dataclass(eq=False, slots=True)
 class Inert:
-    """An object that was not made: its class or function, arguments, state and items."""
+    """An object that was not constructed: its class or function, arguments, state and items."""
 
     made_by: object
     args: tuple[Any, ...] = ()

@@ -37,7 +37,7 @@ class PublishedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How images are prepared, and the file that says so."""
+    """How images are prepared, and the file that defines it."""
 
     geometry: Geometry
     file: Path
@@ -146,7 +146,7 @@ def read_preprocessor(
 def check_patch(geometry: Geometry, *, source: object) -> None:
     """Raise InputError, with the nearest sizes, if the patch does not divide the size.
 
-    source: where the geometry comes from, for the message.
+    source: the origin of the geometry, for the message.
     """
     patch = geometry.patch
     if geometry.height % patch or geometry.width % patch:

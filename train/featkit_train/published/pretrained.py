@@ -1,7 +1,7 @@
 """Load published weights as a backbone, by name, from a local file, or from the hub.
 
-Every tensor of the backbone has to be in the file, in the right shape, and what the file has
-besides is reported. `zoo` says what each published backbone is; `key_maps` how files name weights.
+The file must have every tensor of the backbone in the right shape; any other content is reported.
+`zoo` lists the published backbones; `key_maps` has the names of weights in files.
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ def _other_patch(file: Weights, fit: Fit, fitted: Published, published: Publishe
 def _recognize(folder: Path) -> Published:
     """Return which published backbone a Hugging Face folder holds, by its config.json.
 
-    If two have the same sizes, the folder's mean decides. A fine-tuned model with a mean of its own
-    is taken for the first.
+    If two have the same sizes, the folder's mean decides. A fine-tuned model with another mean is
+    treated as the first of them.
     """
     if not (folder / CONFIG).is_file():
         raise InputError(

@@ -76,7 +76,7 @@ def _join(target: str, parts: dict[int, Tensor], num_parts: int, what: str) -> T
 def _split_positions(table: Tensor, name: str, what: str) -> dict[str, Tensor]:
     """Split a table (1, 1 + G * G, D) into the class token's row and the patches' (G, G, D).
 
-    Some files of timm have no row for the class token: then its position is zero.
+    Some timm files have no row for the class token; its position is then zero.
     """
     length = table.shape[1] if table.ndim == 3 and table.shape[0] == 1 else 0
     for num_class_rows in (1, 0):

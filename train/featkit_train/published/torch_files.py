@@ -1,4 +1,4 @@
-"""Checkpoints that torch.save writes, read without running what is in them.
+"""Checkpoints that torch.save writes, read without running code in them.
 
 torch.save writes a pickle and, separately, the data of each storage: as records of a zip archive,
 or one after the other in files from before torch 1.6. `pickles` reads the pickles, `torch_tensors`
@@ -161,7 +161,7 @@ def _zip_storages(
 
 
 def _inflates(info: zipfile.ZipInfo) -> bool:
-    """Return whether a compressed record claims to be far larger than real data would be."""
+    """Return whether a compressed record claims an implausibly large size."""
     most = 2**20 + MAX_RATIO * info.compress_size
     return info.compress_type != zipfile.ZIP_STORED and info.file_size > most
 

@@ -1,4 +1,5 @@
-"""Tensors in torch's pickles: what the calls in a pickle stand for, and where their data lies."""
+"""Tensors in torch's pickles: the meaning of the calls in a pickle, and the location of the
+data."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ DAMAGED = (
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A flat array in a file. length: elements. start: first element of a view of it."""
+    """A flat array in a file. length: number of elements. start: first element of a view."""
 
     key: str
     dtype: torch.dtype

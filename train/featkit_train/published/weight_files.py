@@ -36,7 +36,7 @@ BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 READS = f"featkit reads weights from {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]} files"
 SHARD = re.compile(r"(?P<begin>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
-# What trainings save in other files of the same folder.
+# Other files that trainings save in the same folder.
 BESIDE = re.compile(
     r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|sampler)\b.*"
     r"|optimizer_.*|rng_state_.*"
@@ -81,8 +81,9 @@ class Weights:
     """The tensors of a file or folder, by the mapping they are in.
 
     groups: "" is the only mapping of a flat file; a checkpoint has names such as "teacher".
-    sha256: of the file; of several files, of their sums in order. config: the folder's config.json.
-    sharded: names of tensors of which the file has only one process's share.
+    sha256: of the file; for several files, the sha256 of their digests in order. config: the
+    folder's config.json.
+    sharded: names of tensors that the file holds only one process's share of.
     """
 
     groups: Mapping[str, Group]
@@ -303,7 +304,7 @@ def _only_files(folder: Path) -> list[Path]:
 
 
 def _without_weights(folder: Path) -> str:
-    """Return a message on a folder without weights: what it has instead, and what to name."""
+    """Return a message for a folder without weights: its content, and what to name instead."""
     others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_LIBRARIES)
     if others:
         library = OTHER_LIBRARIES[Path(others[0]).suffix]

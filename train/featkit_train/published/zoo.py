@@ -259,7 +259,7 @@ PUBLISHED: dict[str, Published] = {
 
 
 def find_published(name: str) -> Published | None:
-    """Return the row with this name, alias or Hugging Face repository; None if there is no such."""
+    """Return the row with this name, alias or Hugging Face repository; None if there is none."""
     if name in PUBLISHED:
         return PUBLISHED[name]
     return next((row for row in PUBLISHED.values() if name in row.aliases or name == row.hub), None)

@@ -102,7 +102,7 @@ ROWS = (
         LEARNING,
         "Label loss",
         (WITH_LABELS,),
-        "Cross-entropy with the labels of people or of a teacher, over all exits.",
+        "Cross-entropy with human labels or a teacher's labels, over all exits.",
     ),
     Row(
         LEARNING,

@@ -56,7 +56,7 @@ class Watch:
     `settle_steps`, a uniform collapse is only noted.
     """
 
-    num_prototypes: int | None  # None: labels prevent collapse; only spikes are looked for
+    num_prototypes: int | None  # None: labels prevent collapse, so only spikes are detected
     settle_steps: int
     prototype_loss: str | None = None  # log name of the loss, in nats; ln K for a uniform student
     _lasting: dict[str, int] = field(default_factory=dict)
