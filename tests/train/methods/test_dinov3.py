@@ -250,7 +250,7 @@ def test_gram_size_that_is_no_multiple_of_the_patch_is_refused(tmp_path: Path) -
     save_published(tmp_path / "coarse", patch=16)
     with pytest.raises(
         InputError,
-        match=r"gram\.teacher .*coarse has patches of 16 pixels, and 40 is not a multiple",
+        match=r"gram\.teacher .*coarse has patches of 16 pixels, but 40 is not a multiple",
     ):
         make_method(
             of(
