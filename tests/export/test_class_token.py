@@ -171,7 +171,7 @@ def test_an_asked_size_wins_over_the_folders_and_is_said(siglip: Published, tmp_
     assert report.manifest.fixed_size == (28, 42)
     assert (report.manifest.geometry.height, report.manifest.geometry.width) == (28, 42)
     assert "--size 28x42 overrides its 56×56." in report.remarks
-    with refused("69×69, which the patch of 14 does not divide", "--size 56 or 70"):
+    with refused("69×69, which is not a multiple of the patch size 14", "--size 56 or 70"):
         adopt_file(
             tmp_path / "m.onnx", tmp_path / "p.onnx", AdoptOptions(license="x", size=(69, 69))
         )

@@ -250,7 +250,7 @@ def test_other_architecture_falls_back_to_its_native_size(
             case.holds and (case.height, case.width) == (32, 32) for case in report.comparisons
         )
         (remark,) = report.remarks
-        assert "so the file takes 32×32 alone" in remark
+        assert "so the file accepts only 32×32" in remark
         assert "nothing was written" not in remark
         assert ("differs from its model", "fails on batch 1, 32×32")[number] in remark
     assert list(tmp_path.iterdir()) == [out]

@@ -190,7 +190,7 @@ def test_ctrl_c_after_the_commit_keeps_it(photos: Path, monkeypatch: pytest.Monk
 
 def test_metadata_that_cannot_be_stored_adds_nothing(photos: Path) -> None:
     bad: list[tuple[str, dict[str, object], str]] = [
-        ("b", {"label": object()}, "is object; text and numbers"),
+        ("b", {"label": object()}, "is object; only text and numbers"),
         ("b", {"n": 2**70}, "does not fit into 64 bits"),
         ("b", {"": 1}, "is empty or not valid text"),
         ("b", {"label": "\udcff"}, "is empty or not valid text"),
