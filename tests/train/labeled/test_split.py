@@ -88,7 +88,7 @@ def test_an_image_in_both_parts_is_refused_from_any_folder(
 
 def test_too_few_images_to_hold_out_name_a_way_out(tmp_path: Path) -> None:
     seven, twenty = (open_source(draw_kinds(tmp_path / str(count), count)) for count in (4, 10))
-    with refused("there are only 8. Name others with --held-out, or give at least 10."):
+    with refused("and only 8 are labeled. Name others with --held-out, or give at least 10."):
         split_labeled([seven], labeled_config("born-again"))
     with refused("set run.held_out, or name others with --held-out."):
         split_labeled([twenty], labeled_config("born-again", "run.held_out=0"))
