@@ -1,8 +1,8 @@
 """Identify a file by its first bytes: images, archives, models, tables, web pages and more.
 
-Suffixes can be wrong. A failed download leaves an HTML page named `cat.jpg`, and a clone without Git
-LFS holds pointers named `model.onnx`. Code that opens a file and finds something else in it calls
-`what_is` and names what it found.
+Suffixes can be wrong. A failed download leaves an HTML page named `cat.jpg`, and a clone without
+Git LFS holds pointers named `model.onnx`. Code that opens a file and finds something else in it
+calls `what_is` and names what it found.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ def _onnx(head: bytes) -> Kind | None:
 
 
 def _proto_fields(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield (number, wire type) of each field of a protobuf message, up to the first invalid one."""
+    """Yield (number, wire type) of each protobuf field of a message, up to an invalid one."""
     at = 0
 
     def varint() -> int | None:

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from featkit.cli.app import main
 
 REPOSITORY = Path(__file__).parents[1]
-# `python -m featkit`, with all the time it needs to end by itself after Ctrl-C. On a busy machine the
-# 1.5 s that users wait may pass before it has written what it finished.
+# `python -m featkit`, with all the time it needs to end by itself after Ctrl-C. On a busy machine,
+# the 1.5 s that users wait may pass before it has written what it finished.
 PATIENT = """
 import runpy
 from featkit.cli import interrupts

@@ -50,7 +50,7 @@ def all_cores() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _share_files(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Name the folder of files that all workers share: a worker has its own below that of the run."""
+    """Choose the folder of shared files: the one that holds the folders of all workers."""
     base = tmp_path_factory.getbasetemp()
     share_below(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 

@@ -10,9 +10,7 @@ import io
 import re
 import sys
 import tokenize
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +19,6 @@ import pytest
 from tests.commands import REPOSITORY
 from tests.prose import Passage, passages, read_python
 
-MAX_COLUMNS = 100
 MAX_TEST_NAME = 60
 QUOTED = "# quoted"
 CONTEXT = 24  # characters shown before and after a hit
@@ -44,9 +41,10 @@ def _habit(pattern: str, instead: str) -> Habit:
 
 
 PHRASES = [
-    _habit(r"\b(is|are|was|were) none\b", "is not a …, there is no …"),
+    _habit(r"(?<!there\s)\b(is|are|was|were) (?-i:none)\b", "is not a …, there is no …"),
     _habit(
-        r"(?<!there\s)\b(is|are|was|were) no (?!longer\b|more\b|one\b|better\b|worse\b)",
+        r"(?<!there\s)\b(is|are|was|were) no"
+        r" (?!longer\b|one\b|(more|better|worse|faster|reason)\b)",
         "is not a …, has no …",
     ),
     _habit(r"\banew\b", "again"),
@@ -54,7 +52,7 @@ PHRASES = [
     _habit(r"\bahead of\b(?! time)", "before"),
     _habit(r"\bthat (is|are|was|were) there\b", "existing"),
     _habit(r"\b(goes|go|going|went|gone) on\b", "resumes, continues"),
-    _habit(r"\bbeside\b", "next to, besides, compared with"),
+    _habit(r"\bbeside\b(?!\.)", "next to, besides, compared with"),
     _habit(r"\bbe (it|they) ", "whether … or …"),
     _habit(r"\bas many\b.{1,30}\bas there are\b", "one per …, all …"),
     _habit(r"\blearnt\b", "learned"),
@@ -109,9 +107,6 @@ def hits(path: Path) -> list[Hit]:
 
 def _in_python(source: str) -> Iterator[tuple[int, str, str]]:
     yield from _in_passages(passages(source))
-    for number, line in enumerate(source.split("\n"), 1):
-        if len(line) > MAX_COLUMNS:
-            yield number, f"{len(line)} columns", f"at most {MAX_COLUMNS}"
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.NAME:
             if BRITISH.pattern.search(token.string):
@@ -161,40 +156,17 @@ def _name_of(path: Path) -> str:
     return (path.relative_to(REPOSITORY) if below else path).as_posix()
 
 
-def root_of(hit: Hit) -> str:
-    """Return the top folder that a hit counts for."""
-    return hit.path.partition("/")[0]
-
-
-@cache
-def _all_hits() -> list[Hit]:
+def test_no_bad_habits_are_left() -> None:
     roots = [REPOSITORY / name for name in (*ROOTS, *PAGES)]
-    return [hit for path in _files(root for root in roots if root.exists()) for hit in hits(path)]
+    found = [hit for path in _files(root for root in roots if root.exists()) for hit in hits(path)]
 
-
-# What is still to be rewritten below each folder. A number here only ever becomes smaller.
-ALLOWED: dict[str, int] = {
-    "docs": 17,
-    "export": 22,
-    "featkit": 69,
-    "tests": 301,
-    "train": 62,
-}
-
-
-def test_no_folder_has_more_bad_habits_than_allowed() -> None:
-    by_root = Counter(root_of(hit) for hit in _all_hits())
-    too_many = {root: count for root, count in by_root.items() if count > ALLOWED.get(root, 0)}
-
-    assert not too_many, "\n".join(
-        [f"{too_many}", *(str(hit) for hit in _all_hits() if root_of(hit) in too_many)]
-    )
+    assert not found, "\n".join(map(str, found))
 
 
 @pytest.mark.parametrize(
     ("source", "num_hits"),
     [
-        ('"""Return whether it is so."""', 1),
+        ('"""Whether it is so."""', 1),
         ('"""Return whether it is so."""', 0),
         ("# it is none of them, and goes on anew", 3),  # quoted
         ("# there is no such file; it is no longer read", 0),

@@ -30,8 +30,8 @@ for name in ("fcntl", "resource", "pwd", "grp", "termios", "pty"):
     sys.modules[name] = None
 for module, names in {
     os: "fork forkpty register_at_fork pread preadv pwrite pwritev sched_getaffinity sysconf"
-        " statvfs getuid geteuid getgid getegid fchmod fchown mkfifo uname getloadavg getpgid setsid"
-        " killpg pidfd_open O_DIRECTORY O_NOFOLLOW O_NONBLOCK",
+        " statvfs getuid geteuid getgid getegid fchmod fchown mkfifo uname getloadavg getpgid"
+        " setsid killpg pidfd_open O_DIRECTORY O_NOFOLLOW O_NONBLOCK",
     signal: "SIGKILL SIGHUP SIGUSR1 SIGUSR2 SIGALRM SIGBUS SIGCHLD SIGPIPE SIGQUIT alarm setitimer"
         " pthread_sigmask siginterrupt",
 }.items():

@@ -1,4 +1,4 @@
-"""Promises of tests/unchanged: a changed digit is found, a rename is told from a change."""
+"""Promises of tests/unchanged: it finds a changed digit and recognizes a rename."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def command_list() -> str:
 
 
 def command_page(name: str) -> str:
-    """What a command takes. Of one with subcommands: each of them, and first the options that all share."""
+    """Describe the parameters of a command, or of each subcommand after the options they share."""
     command = make_app(name)[name]
     subcommands = [each for each in command if not each.startswith("-")]
     if not subcommands:
@@ -85,7 +85,7 @@ def _arguments(command: App) -> list[Argument]:
 
 
 def _has(argument: Argument, others: Sequence[Argument]) -> bool:
-    """Whether `others` has an option with the same names and help."""
+    """Return whether `others` has an option with the same names and help."""
     return any(
         (argument.names, argument.parameter.help) == (each.names, each.parameter.help)
         for each in others
@@ -152,7 +152,7 @@ def _positional(argument: Argument) -> str:
 
 
 def _value(argument: Argument) -> str:
-    """What stands after an option's name: its choices, or a word for what it takes; "" for a switch."""
+    """Return the text after an option's name: its choices or the kind of value; "" for a switch."""
     if argument.hint is bool:
         return ""
     if choices := argument.get_choices():

@@ -26,7 +26,7 @@ def module_page(name: str, *names: str) -> str:
 def plain_docstring(
     _app: object, _kind: str, _name: str, thing: object, _options: object, lines: list[str]
 ) -> None:
-    """autodoc-process-docstring: featkit's docstrings are plain text, so make reStructuredText of one.
+    """autodoc-process-docstring: turn a docstring of featkit, plain text, into reStructuredText.
 
     Indented blocks become literal blocks, a line `name: ...` about a parameter becomes a field, and
     what Sphinx would read as markup is escaped. Single backticks stay code.

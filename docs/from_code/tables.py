@@ -1,4 +1,4 @@
-"""What the code lists: methods, published models, recipes."""
+"""Tables generated from the code: methods, published models, recipes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODEL_COLUMNS = ("name", "parameters", "width", "patch", "native_size", "weights
 
 
 def methods_table() -> str:
-    """What `featkit train --list` prints."""
+    """Return the table of `featkit train --list`."""
     commands = "../reference/commands/train.md#featkit-train-"
     rows = [
         (
@@ -33,7 +33,7 @@ def methods_table() -> str:
 
 
 def models_table() -> str:
-    """What `featkit export --list` prints, one table for each family."""
+    """Return one table per family, as in `featkit export --list`."""
     families: dict[str, list[Any]] = {}
     for row in _json("export", "--list"):
         families.setdefault(row["name"].split("_")[0], []).append(row)
@@ -56,7 +56,7 @@ def models_table() -> str:
 
 
 def recipes_page() -> str:
-    """Each recipe with the comment that it begins with: what it is, how to run it, what to expect."""
+    """Return each recipe with its opening comment: what it is, how to run it, what to expect."""
     parts = []
     for path in sorted(RECIPES.glob("*.yaml")):
         title, command, expected = read_comment(path)
@@ -72,7 +72,7 @@ def read_comment(path: Path) -> tuple[str, str, str]:
     )
     text = "\n".join(line.removeprefix("#").strip() for line in lines)
     title, run, expected = re.split(r"^(?:Run|Expect): *", text, flags=re.MULTILINE)
-    # A command goes on after a backslash; a remark in parentheses or on a line of its own follows.
+    # A backslash continues a command; a remark in parentheses or on a line of its own follows.
     command = re.match(r"(?:.*\\\n)*.*", run)
     assert command is not None
     indented = command[0].split("  (")[0].rstrip().replace("\\\n", "\\\n  ")

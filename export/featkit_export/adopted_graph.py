@@ -171,7 +171,8 @@ def _check_request(
     ):
         raise InputError(
             f"{name} gives only {POOLED}, but {feature} with"
-            f" {', '.join(outputs)} needs patch tokens; ask for cls and {EMBEDDING}, or export it again with"
+            f" {', '.join(outputs)} needs patch tokens; ask for cls and {EMBEDDING}, or export it"
+            " again with"
             f" {HIDDEN}."
         )
     if not has_class_token and "cls" in feature.split("+"):

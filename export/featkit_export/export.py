@@ -105,7 +105,8 @@ def export_backbone(
             size = (geometry.height, geometry.width)
             remarks = (
                 *remarks,
-                f"This architecture does not accept every size ({error.reason}), so the file accepts"
+                f"This architecture does not accept every size ({error.reason}), so the file"
+                " accepts"
                 f" only {size[0]}×{size[1]}.",
             )
             traced, comparisons = _proven(module, folder, geometry, size, on_step)

@@ -48,7 +48,8 @@ EvaluatedModel: TypeAlias = Annotated[
 LabelColumn: TypeAlias = Annotated[
     str,
     Parameter(
-        help="The label column, in both TRAIN and TEST. `label` also means a tar's .cls members, or the"
+        help="The label column, in both TRAIN and TEST. `label` also means a tar's .cls members, or"
+        " the"
         " name of the folder that holds the image.",
     ),
 ]

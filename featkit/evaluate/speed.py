@@ -138,7 +138,8 @@ def _in_child(*arguments: str, threads: int) -> str:
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise FeatkitError(
-            f"The process that measures {arguments[0]} exited with {error.returncode}: {last.rstrip('.')}."
+            f"The process that measures {arguments[0]} exited with {error.returncode}:"
+            f" {last.rstrip('.')}."
         ) from error
     return done.stdout.strip().splitlines()[-1]
 

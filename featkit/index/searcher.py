@@ -1,4 +1,4 @@
-"""What every index type implements: search over the committed rows of an index.
+"""The interface of every index type: search over the committed rows of an index.
 
     Q queries, N rows, D width
 

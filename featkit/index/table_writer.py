@@ -193,7 +193,8 @@ def _check(item: NewItem) -> None:
             )
         if not isinstance(value, str | int | float | None):
             raise InputError(
-                f"{item.key}: the metadata field {name!r} is {_type(value)}; only text and numbers can"
+                f"{item.key}: the metadata field {name!r} is {_type(value)}; only text and numbers"
+                " can"
                 " be stored, so convert it first."
             )
         if isinstance(value, int) and not MIN_INTEGER <= value <= MAX_INTEGER:

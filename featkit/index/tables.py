@@ -59,7 +59,7 @@ CREATE TABLE items (
 CREATE UNIQUE INDEX items_by_key ON items (key) WHERE deleted = 0;
 CREATE INDEX items_deleted ON items (id) WHERE deleted = 1;
 CREATE TABLE metadata_columns (name TEXT PRIMARY KEY, column_name TEXT NOT NULL UNIQUE, kind TEXT) WITHOUT ROWID;
-"""
+"""  # noqa: E501
 
 
 class DamagedCatalogue(Exception):

@@ -32,7 +32,10 @@ OTHER_STATUSES = {
     401: ("a proxy asks for a login; sign in there, or use the service's own address"),
     403: "a proxy or firewall forbids access; use an address that this machine can reach",
     404: "there is no such route; check the address, and that `featkit serve` runs there",
-    405: "the route does not accept such a request; check the address, and that `featkit serve` runs there",
+    405: (
+        "the route does not accept such a request; check the address, and that `featkit serve` runs"
+        " there"
+    ),
     407: "a proxy asks for a login; put it into the variable HTTPS_PROXY or HTTP_PROXY",
     408: "the request took too long to arrive; send fewer images at once, or try again",
     413: (

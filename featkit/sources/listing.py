@@ -249,7 +249,8 @@ def _path_column(shown: str, first_row: list[str]) -> tuple[int, bool]:
         return 0, False
     raise InputError(
         f"{shown} has {counted(len(names), 'column')}, and none has a known name for image paths:"
-        f" {', '.join(printable(name) for name in names[:20])}; rename the one with the paths to `path`."
+        f" {', '.join(printable(name) for name in names[:20])}; rename the one with the paths to"
+        " `path`."
     )
 
 

@@ -117,7 +117,8 @@ def _open_file(request: Request) -> Source:
     path = request.path
     if path.name.lower().endswith(COMPRESSED_SUFFIXES):
         raise InputError(
-            f"{path} is compressed and does not allow random access; unpack it, or convert it to a .tar."
+            f"{path} is compressed and does not allow random access; unpack it, or convert it to a"
+            " .tar."
         )
     image = FileSource(str(path), path.parent, [path.name], limits=request.limits)
     return select(image, request.selection)

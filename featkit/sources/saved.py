@@ -115,7 +115,8 @@ class SavedDataset:
                     schema = schema or batch.schema
                     if batch.schema != schema:
                         raise InputError(
-                            f"{file} has different columns than {self._files[0]}; write the data set"
+                            f"{file} has different columns than {self._files[0]}; write the data"
+                            " set"
                             " again."
                         )
                     self._batches.append(batch)

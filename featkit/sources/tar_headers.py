@@ -76,7 +76,7 @@ def parse_header(block: bytes) -> Header | None:
 
 
 def parse_pax(data: bytes) -> list[tuple[str, bytes]]:
-    """Return the records of a pax header, in order. Raises DamagedHeader if anything else is in it."""
+    """Return the records of a pax header, in order. DamagedHeader if it holds anything else."""
     records = []
     position = 0
     while position < len(data):

@@ -30,7 +30,7 @@ def blocks(page: Path, *kinds: str) -> list[Block]:
 
 
 def command_lines(block: Block) -> Iterator[tuple[str, str]]:
-    """(command line, printed text) of a console block; of an sh block, lines without their output."""
+    """Return the command lines of a block with their output, which an sh block leaves empty."""
     text = block.text.replace("\\\n", " ")
     if block.kind == "console":
         yield from re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, flags=re.MULTILINE)
@@ -39,7 +39,7 @@ def command_lines(block: Block) -> Iterator[tuple[str, str]]:
 
 
 def featkit_arguments(line: str) -> list[str] | None:
-    """The arguments of featkit in a shell's line, also after torchrun; None if it calls another program."""
+    """Return featkit's arguments in a shell line, also after torchrun; None for other programs."""
     words = shlex.split(line, comments=True)
     ends = [i for i, word in enumerate(words) if word in ("|", "&&", ";") or word.startswith(">")]
     words = words[: min(ends, default=len(words))]
@@ -54,7 +54,7 @@ def name_of(page: Path) -> str:
 
 
 def shape(text: str) -> Sequence[str]:
-    """Printed lines without what differs between two runs: numbers, hashes, names of images, spacing."""
+    """Return printed lines without numbers, hashes, image names and spacing, which differ."""
     text = re.sub(r"\S+\.jpe?g|\w+=\S+/\S+|[0-9a-f]{12,}", "#", text)
     lines = (
         re.sub(r"[\d#][\d.,:e#×–%-]*", "#", " ".join(line.split())) for line in text.splitlines()

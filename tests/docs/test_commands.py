@@ -1,4 +1,4 @@
-"""What the documentation tells people to type is right: every command line parses, and those in
+"""The commands in the documentation are right: every command line parses, and those in
 console blocks run."""
 
 from __future__ import annotations
@@ -114,8 +114,10 @@ def _parse(arguments: list[str]) -> None:
 
 
 def _run_page(page: Path, folder: Path, *, address: str = SERVICE) -> None:
-    """Run a page's console and python blocks in order; what a command prints differs from the page in
-    numbers and names only."""
+    """Run a page's console and python blocks in order.
+
+    The output of a command may differ from the page in numbers and names only.
+    """
     _remove_results(page, folder)
     names: dict[str, object] = {"__name__": page.stem}
     with contextlib.chdir(folder):
@@ -152,7 +154,7 @@ def _remove_results(page: Path, folder: Path) -> None:
 
 
 def _has_run(line: str, page: Path) -> bool:
-    """Whether it is one of the README's slow commands, whose results a page can use."""
+    """Return whether this is a slow command of the README, whose results a page can use."""
     slow = (" train ", " export ")
     known = [each for block in blocks(README, "console") for each, _ in command_lines(block)]
     return page != README and line in known and any(name in line for name in slow)

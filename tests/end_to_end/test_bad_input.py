@@ -101,7 +101,8 @@ def everything(folder: Path) -> tuple[list[str], dict[str, str]]:
         (
             "embed images --out papers",
             2,
-            "papers is not an embeddings folder and holds thesis.doc; choose a new or an empty --out.",
+            "papers is not an embeddings folder and holds thesis.doc; choose a new or an empty"
+            " --out.",
         ),
         (
             "embed images --out new --shard-size 0",
@@ -208,7 +209,8 @@ def test_full_disk_is_reported_and_embed_resumes_with_space(
     assert said == (
         3,
         "",
-        f"featkit: No space left to write {out}/{target}; free some space, or choose another path.\n",
+        f"featkit: No space left to write {out}/{target}; free some space, or choose another"
+        " path.\n",
     )
     assert not temporary.is_symlink()
     assert digests(out).items() < digests(good / "emb").items()

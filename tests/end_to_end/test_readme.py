@@ -1,4 +1,4 @@
-"""The README and CONTRIBUTING.md are true; tests/docs/test_commands.py runs the README's commands."""
+"""README and CONTRIBUTING.md are true; tests/docs/test_commands.py runs the README's commands."""
 
 from __future__ import annotations
 

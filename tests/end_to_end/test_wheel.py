@@ -22,8 +22,7 @@ PACKAGES = ("featkit", "featkit_train", "featkit_export", "featkit_demo")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """Return what a command prints, and fail with its output on an error. This checkout is not on its
-    path."""
+    """Return the output of a command that cannot see this checkout; fail with it on an error."""
     environment = {
         name: value
         for name, value in os.environ.items()

@@ -82,7 +82,7 @@ def drawn_published(published: Published, *, seed: int = 0) -> Backbone:
 
 
 def draw_weights(module: nn.Module, *, seed: int = 0) -> None:
-    """Draw every parameter and every running figure at random, of sizes that let signals through."""
+    """Draw every parameter and running statistic at random, at scales that let signals through."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():

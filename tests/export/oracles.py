@@ -44,7 +44,7 @@ def normalized(images: np.ndarray, geometry: Geometry) -> Tensor:
 
 
 def native_side(published: Published) -> int:
-    """Pixels at which every position rule agrees: the table's own size; where there is no table,
+    """Pixels at which every position rule agrees: the table's own size; without a table,
     what the row resizes to."""
     arch = published.arch
     return (

@@ -660,7 +660,8 @@ from featkit_export.adopt import AdoptOptions, adopt_file
 from featkit.geometry import Geometry
 geometry = Geometry.from_dict(__import__("json").loads(sys.argv[2]))
 folder = Path(sys.argv[1])
-report = adopt_file(folder / "m.onnx", folder / "out.onnx", AdoptOptions(license="x", geometry=geometry, num_registers=0))
+options = AdoptOptions(license="x", geometry=geometry, num_registers=0)
+report = adopt_file(folder / "m.onnx", folder / "out.onnx", options)
 print(len(report.comparisons))
 """
     status, out, error = run_python(code, tmp_path, json.dumps(GEOMETRY.to_dict()))

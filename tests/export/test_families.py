@@ -77,7 +77,7 @@ def marked(names: list[str]) -> list[Any]:
 
 @cache
 def exported(name: str, depth: int | None) -> Exported:
-    """Drawn, written as its publisher writes it, loaded and exported with every output that it has."""
+    """Draw a row, write it as its publisher does, load it and export it with every output."""
     allow_torchvision()
     published = PUBLISHED[name] if depth is None else with_depth(PUBLISHED[name], depth)
     ours = drawn_published(published).state_dict()
@@ -121,7 +121,8 @@ def test_row_equals_the_official_model_at_every_size(name: str) -> None:
     embedder = Embedder(out)
     # the folder's processor rounds down
     assert dataclasses.replace(embedder.geometry, rounding="none") == published.geometry
-    told = f"Images are prepared as described in preprocessor_config.json: {in_words(published.geometry)}."
+    prepared = in_words(published.geometry)
+    told = f"Images are prepared as described in preprocessor_config.json: {prepared}."
     assert report.remarks == ((told,) if PREPROCESSING in embedder.manifest.origin else ())
     side, patch = native_side(published), published.patch
     sizes = [(side, side), (8 * patch, 8 * patch), (7 * patch, 10 * patch)]

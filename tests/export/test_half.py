@@ -77,7 +77,7 @@ def test_products_are_fp16_and_norms_and_softmax_fp32(written: dict[str, Path], 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_residual_stream_is_float(written: dict[str, Path], name: str) -> None:
-    """All that feeds a LayerNormalization past the patches: sums of a block's input and its branch."""
+    """Each LayerNormalization after the patches reads a float sum of a block's input and branch."""
     model = onnx.load(written[name])
     kinds, maker = (
         types_of(model),

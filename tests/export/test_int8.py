@@ -490,7 +490,7 @@ def test_more_images_only_widen_ranges(
 
 
 def checkerboard() -> np.ndarray:
-    """Pixels of 0 and 255 in turns (1, H, W, 3): further out than anything that was calibrated on."""
+    """Return alternating pixels 0 and 255 (1, H, W, 3), more extreme than any calibration image."""
     rows, columns = np.indices((SIDE, SIDE))
     board = (255 * ((rows + columns) % 2)).astype(np.uint8)
     return np.repeat(board[None, :, :, None], 3, axis=3)

@@ -16,7 +16,7 @@ from tests.fuzzing import CASES, fuzz
 
 
 def small(**options: str) -> bytes:
-    """A hand-built file with the first numbers of its weights, so that mutations meet what is read."""
+    """Build a file with few weights, so that mutations hit the parts that are read."""
     model = build(**options)  # type: ignore[arg-type]
     for weight in model.graph.initializer:
         weight.raw_data = weight.raw_data[:16]

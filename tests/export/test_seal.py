@@ -1,8 +1,8 @@
-"""Promises of sealing: the fingerprint covers exactly what determines a vector, and external weights
-cannot be confused.
+"""Promises of sealing: the fingerprint covers exactly what determines a vector, and external
+weights cannot be confused.
 
-Weights go into a second file past protobuf's 2 GB; here past a limit set low, so that a small file has
-them there.
+Weights beyond protobuf's limit of 2 GB go into a second file. Here the limit is low, so that small
+files have one, too.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def export_beside(out: Path, *, seed: int = 0) -> ExportReport:
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file with external weights, alone in its folder; do not change it."""
-    out = tmp_path_factory.mktemp("beside") / "m.onnx"
+    out = tmp_path_factory.mktemp("external") / "m.onnx"
     export_beside(out)
     return out
 

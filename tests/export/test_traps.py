@@ -131,7 +131,9 @@ def test_size_fixed_in_silence_is_found_by_comparing(
     tmp_path: Path,
 ) -> None:
     found = comparisons(NumberOfASize(), tmp_path)
-    assert all(case.max_abs > 1e-3 for case in found)  # 3 × 5 patches, the example's, are no case
+    assert all(
+        case.max_abs > 1e-3 for case in found
+    )  # the example's 3 × 5 patches are not among them
     with refused("differs from its model in embedding, batch 1, 32×32", error=ParityError):
         require_parity(found)
 

@@ -161,7 +161,7 @@ def row_of(name: str) -> tuple[Published, str]:
 
     published = find_published(name)
     if published is None:
-        raise SystemExit(f"{name} is no published backbone")
+        raise SystemExit(f"{name} is not a published backbone")
     depth = SHORTENED.get(published.name)
     if depth is None:
         return published, ""
@@ -223,7 +223,7 @@ def export(name: str, folder: Path) -> dict[str, Any]:
     external = report.manifest.external
     largest = max(report.comparisons, key=lambda case: case.height * case.width)
     bytes_of_file = out.stat().st_size + (external.num_bytes if external else 0)
-    notes = [note, "weights beside it" if external else "", *report.remarks]
+    notes = [note, "external weights" if external else "", *report.remarks]
     return {
         "parameters": (
             f"{sum(parameter.numel() for parameter in backbone.parameters()) / 1e6:.1f} M"

@@ -42,7 +42,7 @@ def lonely_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def embedder(model: Path) -> Embedder:
-    """That model, ready."""
+    """The embedder of that model."""
     return Embedder(model, threads=1)
 
 
@@ -172,7 +172,7 @@ def test_open_files_buffers_and_rows_are_images(embedder: Embedder, files: list[
 
 
 class Tensor:
-    """As far as featkit looks at a tensor of torch's: it can be iterated over, by channels."""
+    """A stand-in for a torch tensor as featkit sees it: iterable over channels."""
 
     __module__ = "torch"
     shape = (3, 8, 8)

@@ -1,4 +1,4 @@
-"""What a command says where packages are missing: one sentence with the line that installs them,
+"""A command with missing packages prints one sentence with the line that installs them,
 whatever it needs."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a file really is, whatever its name says: real files of each kind, made here, and bytes that
+"""The type of a file, whatever its name: real files of each kind, made here, and bytes that
 are close but are not."""
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def wav() -> bytes:
 
 
 def arrow_stream(table: pa.Table) -> bytes:
-    """As a saved Hugging Face data set holds it."""
+    """Write a table as in a saved Hugging Face data set."""
 
     def write(file: io.BytesIO) -> None:
         with pa.ipc.new_stream(file, table.schema) as writer:

@@ -47,7 +47,7 @@ def with_manifest(model: Path, path: Path, text: str | None, **more: str) -> Pat
 
 
 def manifest_text(model: Path) -> str:
-    """What onnx says stands in the file."""
+    """Return the metadata of the file according to onnx."""
     return str({entry.key: entry.value for entry in onnx.load(model).metadata_props}[METADATA_KEY])
 
 
@@ -145,7 +145,8 @@ def test_reading_needs_neither_onnx_nor_a_session(model: Path) -> None:
 def test_a_foreign_onnx_file_is_refused(model: Path, tmp_path: Path) -> None:
     path = with_manifest(model, tmp_path / "foreign.onnx", None, author="someone")
     with refused(
-        f"{path} is not a featkit model file: it has no `featkit` manifest; convert it with `featkit"
+        f"{path} is not a featkit model file: it has no `featkit` manifest; convert it with"
+        " `featkit"
         " export`."
     ):
         read_manifest(path)
@@ -345,7 +346,7 @@ def test_made_of_covers_what_changes_vectors_only(
 
 
 def with_weights(model: Path, folder: Path) -> tuple[Path, ExternalWeights]:
-    """A model file that says it has weights beside it, and they are."""
+    """A model file with external weights, and these weights."""
     folder.mkdir()
     weights = folder / "0123.weights"
     weights.write_bytes(b"numbers")

@@ -61,7 +61,7 @@ GATED_MLP = {r"mlp\.gate_proj": "mlp.w1", r"mlp\.up_proj": "mlp.w2", r"mlp\.down
 
 
 class Seen(NamedTuple):
-    """What a reference makes of images: class_token (B, D), patch_tokens (B, P, D)."""
+    """The outputs of a reference: class_token (B, D), patch_tokens (B, P, D)."""
 
     class_token: Tensor
     patch_tokens: Tensor
@@ -124,7 +124,7 @@ def reference(name: str, *, depth: int | None = None, seed: int = 0, empty: bool
         return model.eval()
     model.load_state_dict(drawn(model.state_dict(), seed=seed), assign=True)
     if hasattr(model, "rope_embeddings"):
-        # its buffer is no part of the state
+        # its buffer is not part of the state
         model.rope_embeddings = type(model.rope_embeddings)(model.config)
     if name.startswith(("dino_vit", "ibot_", "dinov2_")):
         rule = foreign_with_registers if name.endswith("_reg") else foreign
@@ -198,8 +198,8 @@ def see(model: Any, images: Tensor) -> Seen:
 
 
 def official(name: str, model: Any) -> dict[str, Tensor]:
-    """The network's weights by the names of the released code, with all that its files hold beside
-    them."""
+    """The network's weights by the names of the released code, with everything else that its files
+    hold."""
     state: dict[str, Tensor] = model.state_dict()
     if name == "dino_resnet50":  # the released network has no classifier
         return {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
@@ -301,8 +301,7 @@ def in_chunks(state: Mapping[str, Tensor], *, blocks_a_chunk: int) -> dict[str, 
 def full_checkpoint(
     teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], *, masked: bool = False
 ) -> dict[str, Any]:
-    """What main_dino.py (or main_ibot.py: `masked`) of the released code saves after an epoch, with
-    all that is not weights.
+    """Return all that main_dino.py (main_ibot.py if `masked`) saves after an epoch.
 
     The student is wrapped for data parallelism, the teacher is not.
     """
@@ -360,7 +359,7 @@ def _headed(head: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
 
 
 def draw_images(patch: int, rows: int, columns: int, *, batch: int = 1) -> Tensor:
-    """(B, 3, H, W) of normalized noise, so many patches high and wide."""
+    """Return normalized noise (B, 3, H, W) of the given height and width in patches."""
     generator = torch.Generator().manual_seed(rows)
     return torch.randn(batch, 3, patch * rows, patch * columns, generator=generator)
 

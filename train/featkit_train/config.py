@@ -161,8 +161,8 @@ class TeacherConfig:
     """How slowly the momentum teacher follows the student."""
 
     momentum: Share | None = None
-    """Share of the teacher's weights that each step keeps. null: derived from the number of steps, 0.9 up to
-    4,000 steps and 0.996 from 100,000."""
+    """Share of the teacher's weights that each step keeps. null: derived from the number of steps,
+    0.9 up to 4,000 steps and 0.996 from 100,000."""
     momentum_end: Share | None = None
     """Momentum at the last step. null: a tenth of the first momentum's distance from 1."""
 

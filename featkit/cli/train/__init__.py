@@ -22,7 +22,8 @@ __all__ = [
 
 app = App(
     name="train",
-    help="Train a self-distilled backbone on your own images; --list shows which method to use when.",
+    help="Train a self-distilled backbone on your own images; --list shows which method to use"
+    " when.",
 )
 for command in (dino, ibot, dinov2, dinov3, distill, adapt, born_again, self_training, internal):
     app.command(command)

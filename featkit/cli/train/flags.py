@@ -87,8 +87,8 @@ class TeacherFlags:
     """Folder of an earlier run to start from: its student, teacher and heads."""
 
     momentum: float | None = None
-    """Share of the teacher's weights that each step keeps. Default: by the number of steps, 0.9 up to 4,000 and
-    0.996 from 100,000."""
+    """Share of the teacher's weights that each step keeps. Default: by the number of steps, 0.9 up
+    to 4,000 and 0.996 from 100,000."""
 
     prototypes: int | None = None
     """Outputs of the projection head; 256 to 512 suit a few hundred images."""

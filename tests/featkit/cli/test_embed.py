@@ -440,15 +440,18 @@ def test_a_second_process_is_told_who_writes_the_folder(
     [
         (
             ["--shard-size", "3"],
-            "was begun with --shard-size 1024, not 3; continue with --shard-size 1024, or choose another --out.",
+            "was begun with --shard-size 1024, not 3; continue with --shard-size 1024, or choose"
+            " another --out.",
         ),
         (
             ["--max-pixels", "9"],
-            "was begun with --max-pixels 100000000, not 9; continue with --max-pixels 100000000, or choose another --out.",
+            "was begun with --max-pixels 100000000, not 9; continue with --max-pixels 100000000, or"
+            " choose another --out.",
         ),
         (
             ["--max-bytes", "9"],
-            "was begun with --max-bytes 67108864, not 9; continue with --max-bytes 67108864, or choose another --out.",
+            "was begun with --max-bytes 67108864, not 9; continue with --max-bytes 67108864, or"
+            " choose another --out.",
         ),
         (
             ["--model", "other.onnx"],

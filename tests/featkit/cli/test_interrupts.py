@@ -1,4 +1,4 @@
-"""Ctrl-C ends every command but training within two seconds, in native calls that never return too."""
+"""Ctrl-C ends every command except training within two seconds, even in hanging native calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a name holds and a terminal cannot show, a command prints it and ends as it would have."""
+"""Names that a terminal cannot show are printed in part, and the command ends as usual."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ def share(barrier):
     with shared_processors() as allowed:
         barrier.wait()
         return allowed
-print(in_threads(1, lambda _: faiss.omp_get_max_threads()), in_threads(1, inside), in_threads(1, share),
-      in_threads(4, share), os.environ.get("OMP_NUM_THREADS"))
+print(in_threads(1, lambda _: faiss.omp_get_max_threads()), in_threads(1, inside),
+      in_threads(1, share), in_threads(4, share), os.environ.get("OMP_NUM_THREADS"))
 """
 
 

@@ -1,4 +1,4 @@
-"""With readers in many threads and a writer, each answer is of one committed state."""
+"""Each answer comes from one committed state, with readers in many threads and a writer."""
 
 from __future__ import annotations
 

@@ -412,7 +412,8 @@ from pathlib import Path
 import numpy as np
 from featkit.errors import FeatkitError
 from featkit.index import Index
-path, vectors, done, counts = Path(sys.argv[1]), np.load(sys.argv[2]), [], {"right": 0, "refused": 0}
+path, vectors = Path(sys.argv[1]), np.load(sys.argv[2])
+done, counts = [], {"right": 0, "refused": 0}
 def ask(index, thread):
     while not done:
         try:

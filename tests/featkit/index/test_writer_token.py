@@ -44,7 +44,8 @@ seed, done, index = int(sys.argv[2]), 0, None
 while done < 20:
     try:
         index = index or Index.open(sys.argv[1], writable=True)
-        index.add([f"{{seed}}-{{done}}-{{i}}" for i in range(5)], unit_vectors(5, seed=100 * seed + done))
+        keys = [f"{{seed}}-{{done}}-{{i}}" for i in range(5)]
+        index.add(keys, unit_vectors(5, seed=100 * seed + done))
     except EnvironmentProblem as error:
         assert "was opened for writing by" in str(error), error
         if index is not None:

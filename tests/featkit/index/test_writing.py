@@ -42,7 +42,8 @@ import os, signal, sys
 from featkit.index import Index
 from tests.featkit.index.conftest import unit_vectors
 with Index.open(sys.argv[1], writable=True) as index:
-    os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)  # the vectors are in the file, nothing else is
+    # at this point only the vectors are in the file
+    os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
     index.add(["new"] * 7, unit_vectors(7))
 """
 

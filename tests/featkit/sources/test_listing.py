@@ -119,7 +119,8 @@ def test_key_keeps_dots_after_a_link_to_a_folder(tmp_path: Path) -> None:
 
 ODD_NAMES = [
     " lead.jpg", "trail.jpg ", "#hash.jpg", "cr\r.jpg", "end.jpg\r", '"quoted".jpg', "'q.jpg'",
-    "[2024] trip/1.jpg", "*?.jpg", "a,b;c.jpg", "back\\slash.jpg", "~.jpg", "%20.jpg", "-x.jpg", "file:x.jpg",
+    "[2024] trip/1.jpg", "*?.jpg", "a,b;c.jpg", "back\\slash.jpg", "~.jpg", "%20.jpg", "-x.jpg",
+    "file:x.jpg",
 ]  # fmt: skip
 
 

@@ -93,7 +93,8 @@ def test_dangling_link_is_refused_with_its_target(tmp_path: Path) -> None:
 def test_compressed_archive_is_refused_with_advice(tmp_path: Path, name: str) -> None:
     write_files(tmp_path, name)
     with refused(
-        f"{tmp_path / name} is compressed and does not allow random access; unpack it, or convert it to a"
+        f"{tmp_path / name} is compressed and does not allow random access; unpack it, or convert"
+        " it to a"
         " .tar."
     ):
         open_source(tmp_path / name)

@@ -39,7 +39,7 @@ Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 @contextmanager
 def serving(answer: Answer) -> Iterator[tuple[str, list[str]]]:
-    """A server on this machine that answers each request so: its address, and the requests it had."""
+    """Serve fixed answers on this machine; yield the address and a list of the requests."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -397,8 +397,7 @@ def test_timms_copies_of_dino_are_what_the_hub_gives(arch: str, name: str, scrat
 
 
 def timm_features(model: Any, images: Tensor) -> published.Seen:
-    """Return timm's own outputs: what its classifier is given, and its last map through the interface that timm
-    has for maps."""
+    """Return timm's own outputs: the input of its classifier, and its last feature map."""
     found = model.forward_features(images)
     pooled = model.forward_head(found, pre_logits=True)
     maps = (

@@ -52,7 +52,8 @@ class Judge:
         self.labels = codes[labeled]
         if self._held_out.prepared is None or not len(self.labels):
             raise InputError(
-                f"No held-out image of {source.name} has a label that the network learns. Name others with"
+                f"No held-out image of {source.name} has a label that the network learns. Name"
+                " others with"
                 " --held-out."
             )
         self._images = self._held_out.prepared[labeled]

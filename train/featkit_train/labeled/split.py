@@ -98,7 +98,8 @@ def _nothing_held_out(source: Source, num_labeled: int) -> str:
     if num_labeled >= LEAST_TO_HOLD_OUT:
         return f"{sentence}; set run.held_out, or name others with --held-out."
     return (
-        f"{sentence}: at most a tenth of the labeled images can be, and only {num_labeled} are labeled."
+        f"{sentence}: at most a tenth of the labeled images can be, and only {num_labeled} are"
+        " labeled."
         f" Name others with --held-out, or give at least {LEAST_TO_HOLD_OUT}."
     )
 

@@ -216,7 +216,8 @@ def agrees_with_errors(
         share,
         f"The {student} repeats its teacher's mistakes: of the held-out images that the teacher"
         f" gets wrong, it gives {share:.0%} the same wrong class, more than {threshold:.0%}. Train"
-        " it differently from the teacher, with stronger augmentation or dropout, or give the labels"
+        " it differently from the teacher, with stronger augmentation or dropout, or give the"
+        " labels"
         " more weight.",
     )
 

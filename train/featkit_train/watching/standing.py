@@ -211,7 +211,8 @@ def read_standing(folder: Path) -> Standing:
         ) from error
     if isinstance(values, dict) and type(values.get("format")) is int and values["format"] > FORMAT:
         raise InputError(
-            f"{path} has format {values['format']}, newer than the {FORMAT} that this version reads;"
+            f"{path} has format {values['format']}, newer than the {FORMAT} that this version"
+            " reads;"
             " update featkit."
         )
     try:
