@@ -52,8 +52,8 @@ class CommittedVectors:
             if computed[item_id] != checksum:
                 raise InputError(
                     f"{self.rows.file.path} does not belong to catalogue.sqlite or is damaged:"
-                    f" vector {item_id} is not what was committed; restore both from one copy, or"
-                    " index the embeddings again."
+                    f" vector {item_id} differs from the committed one; restore both from one copy,"
+                    " or index the embeddings again."
                 )
 
 
