@@ -1,4 +1,4 @@
-"""Run the module that an export would write in torch, for evaluation without a model file."""
+"""Evaluate a backbone in torch, through the module that an export would write to a file."""
 
 from __future__ import annotations
 

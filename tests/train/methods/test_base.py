@@ -52,15 +52,12 @@ def test_every_section_is_read_by_a_method_or_every_run() -> None:
         ),
         (
             ["dino.koleo_group=3"],
-            (
-                "dino.koleo_group 3 does not cut the 8 images that a process takes at once into"
-                " equal groups"
-            ),
+            "dino.koleo_group is 3, which does not divide the 8 images per process and pass",
         ),
-        (["dino.koleo_group=1"], "dino.koleo_group 1 does not cut"),
+        (["dino.koleo_group=1"], "dino.koleo_group is 1, which does not divide"),
         (
             ["run.batch_size=2", "engine.accumulate=2"],
-            "dino.koleo_group 0 does not cut the 1 image that",
+            "dino.koleo_group is 0, which does not divide the 1 image per",
         ),
         (
             [

@@ -20,8 +20,9 @@ from featkit_train.methods.supervised import codes_of
 
 @dataclass(frozen=True)
 class Split:
-    """Labeled images in two disjoint parts: `learned`, with labels (N,) int64 into the sorted
-    `classes`, and `held_out`, which is only measured on.
+    """Labeled images in two disjoint parts, to train on (`learned`) and to measure on (`held_out`).
+
+    The labels (N,) int64 of `learned` are indices into the sorted `classes`.
 
     num_unlabeled: images without a label, which are in neither part.
     """

@@ -399,9 +399,9 @@ def check_koleo(config: TrainConfig, *, world: World) -> None:
     group = config.dino.koleo_group or num_images * world.size
     if config.dino.koleo_weight and (group < 2 or (config.dino.koleo_group and num_images % group)):
         raise InputError(
-            f"dino.koleo_group {config.dino.koleo_group} does not cut the "
-            f"{counted(num_images, 'image')} that a process takes at once "
-            "into equal groups of two or more; change it, or run.batch_size."
+            f"dino.koleo_group is {config.dino.koleo_group}, which does not divide the"
+            f" {counted(num_images, 'image')} per process and pass into equal groups of two or"
+            " more; change it, or run.batch_size."
         )
 
 

@@ -100,8 +100,8 @@ def fetch_repository(
         ) from error
     except OfflineModeIsEnabled as error:
         raise EnvironmentProblem(_out_of_reach(address, advice, license)) from error
-    # The HTTP library's errors are not OSErrors. A login page instead of JSON gives a ValueError,
-    # and JSON of another server any of the last four.
+    # The HTTP library's errors are not OSErrors. A login page in place of JSON raises ValueError;
+    # unexpected JSON raises one of OTHER_JSON.
     except (
         LocalEntryNotFoundError,
         broken,
