@@ -550,7 +550,11 @@ def with_pooler_alone(model: onnx.ModelProto) -> onnx.ModelProto:
             {},
             ["only takes images of 70×70", "56×56", "dynamic sizes"],
         ),
-        (lambda: with_more(build()), {}, ["bool_masked_pos bool (batch, tokens)", "that alone"]),
+        (
+            lambda: with_more(build()),
+            {},
+            ["bool_masked_pos bool (batch, tokens)", "only that input"],
+        ),
         (lambda: onnx.ModelProto(), {}, ["takes nothing"]),
         (lambda: build(opset=10), {}, ["opset 10", "11 or newer"]),
         (

@@ -98,7 +98,7 @@ def test_a_file_gives_the_very_vectors_of_its_exit(
     sizes = [(5, 32, 32)]
     if name == "torchvision ViT":
         assert report.manifest.fixed_size == (32, 32)
-        assert "takes 32×32 alone" in report.remarks[0]
+        assert "accepts only 32×32" in report.remarks[0]
     else:
         assert (report.manifest.fixed_size, report.remarks) == (None, ())
         sizes += [(2, 40, 24), (1, 8, 72)]

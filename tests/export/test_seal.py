@@ -132,7 +132,7 @@ def test_weights_that_are_not_those_of_the_file_are_refused(
         weights.write_bytes(whole[:-1] if harm == "short" else bytes([whole[0] ^ 1]) + whole[1:])
     words = {
         "missing": "is missing",
-        "short": f"not the {external.num_bytes:,}",
+        "short": f"have {external.num_bytes:,}",
         "damaged": "is damaged",
     }
     with refused(external.file, words[harm]):
