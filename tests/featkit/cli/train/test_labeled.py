@@ -291,7 +291,7 @@ def test_report_links_to_the_reports_of_the_trainings(
         ("internal", ["--exits", "1,9"], "exits can be after the stages 1 to 3"),
         ("internal", ["--exits", "0,1"], "exits can be after the stages 1 to 3"),
         ("internal", ["--exits", ","], "such as --exits 1,2,3"),
-        ("born-again", ["--arch", "resnet18"], "write timm:NAME or torchvision:NAME"),
+        ("born-again", ["--arch", "resnet18"], "Write timm:NAME or torchvision:NAME"),
         ("born-again", ["--arch", "timm:resnet_of_mine"], "timm has no model 'resnet_of_mine'"),
         (
             "born-again",
