@@ -204,7 +204,7 @@ def _need(file: Path, option: str) -> None:
 def _geometry(
     geometry: Geometry | None, folder: Path, size: tuple[int, int] | None
 ) -> tuple[Geometry, list[str]]:
-    """Return how images are prepared, at the size asked for, and remarks on where it comes from."""
+    """Return the geometry at the requested size, and remarks on its origin."""
     source: object = "The geometry"
     remarks = []
     if geometry is None:

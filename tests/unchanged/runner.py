@@ -150,6 +150,7 @@ _declared: list[Any] = []  # a torch Library removes its operators when it is co
 
 def _allow_torchvision() -> None:
     """Declare two operators if torchvision's library, linked to CUDA, cannot be loaded."""
+    # As in tests.torchvision_without_cuda, which the tree that is recorded may not have.
     torch = importlib.import_module("torch")
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None or hasattr(torch.ops.torchvision, "nms"):

@@ -48,23 +48,17 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_odd_images(tmp_path_factory.mktemp("odd") / "images")
 
 
+def embedding(images: Path, model: Path, out: Path) -> list[object]:
+    """Return the arguments that embed `images` into small shards."""
+    return ["embed", images, "--model", model, "--out", out, "--shard-size", SHARD_SIZE]
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     """MANY images in `many` and all their embeddings, made without a stop, in `emb`."""
     folder = tmp_path_factory.mktemp("unbroken")
     draw_folder(folder / "many", MANY)
-    run = [
-        "embed",
-        folder / "many",
-        "--model",
-        model,
-        "--out",
-        folder / "emb",
-        "--shard-size",
-        SHARD_SIZE,
-        "--threads",
-        1,
-    ]
+    run = [*embedding(folder / "many", model, folder / "emb"), "--threads", 1]
     assert run_featkit(*run, "--quiet").code == 0
     return folder
 
@@ -343,18 +337,7 @@ def test_kill_9_at_any_moment_costs_no_byte(
     unbroken: Path, model: Path, tmp_path: Path, seed: int
 ) -> None:
     out, expected = tmp_path / "emb", digests(unbroken / "emb")
-    command = [
-        "embed",
-        unbroken / "many",
-        "--model",
-        model,
-        "--out",
-        out,
-        "--shard-size",
-        SHARD_SIZE,
-        "--threads",
-        2,
-    ]
+    command = [*embedding(unbroken / "many", model, out), "--threads", 2]
     dice = random.Random(seed)
     killed = 0
     for moment in [0, *sorted(dice.sample(range(1, 25), 4))]:
@@ -374,18 +357,7 @@ def test_ctrl_c_ends_at_a_whole_shard_and_embed_resumes(
     unbroken: Path, model: Path, tmp_path: Path
 ) -> None:
     out, expected = tmp_path / "emb", digests(unbroken / "emb")
-    command = [
-        "embed",
-        unbroken / "many",
-        "--model",
-        model,
-        "--out",
-        out,
-        "--shard-size",
-        SHARD_SIZE,
-        "--threads",
-        1,
-    ]
+    command = [*embedding(unbroken / "many", model, out), "--threads", 1]
     process = start_featkit(*command)
     wait_until(lambda: num_shards(out) >= 3, process)
     process.send_signal(signal.SIGINT)
@@ -408,16 +380,7 @@ def test_a_second_process_is_told_who_writes_the_folder(
     unbroken: Path, model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "emb"
-    command = [
-        "embed",
-        unbroken / "many",
-        "--model",
-        model,
-        "--out",
-        out,
-        "--shard-size",
-        SHARD_SIZE,
-    ]
+    command = embedding(unbroken / "many", model, out)
     first = start_featkit(*command)
     try:
         wait_until(lambda: num_shards(out) >= 1, first)

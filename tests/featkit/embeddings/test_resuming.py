@@ -11,16 +11,14 @@ from featkit.embedder import Embedder
 from featkit.embeddings import Embeddings
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.lock import WriterLock
-from featkit.pipeline import EmbedOptions, EmbedReport, embed_source
-from featkit.sources import Source, open_source
+from featkit.pipeline import EmbedOptions, embed_source
+from featkit.sources import open_source
 from tests.commands import digests
 from tests.featkit.backends.engines import needs_openvino
+from tests.featkit.embeddings.runs import COUNT, draw_source, embed
 from tests.images import draw_folder, draw_image
 from tests.model_files import make_model_file
 from tests.sentences import refused
-
-COUNT = 23
-BROKEN = ("007.jpg", "015.jpg")
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +35,8 @@ def embedder(model: Path) -> Embedder:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """COUNT files in two folders, of which the BROKEN ones are not images. Tests must not change
-    them."""
-    root = draw_folder(tmp_path_factory.mktemp("source") / "images", COUNT, height=300, width=400)
-    (root / "cats").mkdir()
-    for number in range(5):
-        (root / f"{number:03d}.jpg").rename(root / "cats" / f"{number:03d}.jpg")
-    for name in BROKEN:
-        (root / name).write_text("no image")
-    return root
-
-
-def embed(
-    images: Path | Source, embedder: Embedder, out: Path, *, workers: int = 2, shard_size: int = 5
-) -> EmbedReport:
-    """Embed a folder or a source."""
-    source = open_source(images) if isinstance(images, Path) else images
-    return embed_source(source, embedder, out, EmbedOptions(shard_size=shard_size, workers=workers))
+    """The folder of `draw_source`. Tests must not change it."""
+    return draw_source(tmp_path_factory.mktemp("source") / "images")
 
 
 def test_source_can_be_spelled_differently(
