@@ -527,3 +527,13 @@ def test_a_backbone_without_masks_or_noise_refuses_them(more: dict[str, Any]) ->
     assert torch.equal(backbone.student_forward(images).class_token, backbone(images).class_token)
     with pytest.raises(ValueError, match="Mean has no mask token, no stochastic depth"):
         backbone.student_forward(images, **more)
+
+
+def test_widths_of_a_backbone_are_one_for_each_layer() -> None:
+    assert Mean(patch=4, width=3, depth=2).widths == (3, 3)
+    assert Mean(patch=4, width=3, depth=2, widths=[8, 3]).widths == (8, 3)
+    config = FAMILIES["dinov2"]
+    assert drawn_backbone(config).widths == (config.width,) * config.depth
+    for widths in ((8, 3, 3), (3, 8), ()):
+        with pytest.raises(ValueError, match="do not fit depth 2 and width 3"):
+            Mean(patch=4, width=3, depth=2, widths=widths)

@@ -42,16 +42,25 @@ class Backbone(nn.Module, ABC):
     """A network from images to Features of `width` channels.
 
     Images are (B, 3, H, W), normalized floats, with H and W multiples of `patch`. `activations` can
-    return features of `depth` layers.
+    return features of `depth` layers. `widths` are the widths of their class tokens, all `width`
+    unless given; the maps of a convolutional network also have different sizes (h, w).
     """
 
     has_attention = False
     # The config to store with the weights, if the network was built from one.
     built_from: object = None
 
-    def __init__(self, *, patch: int, width: int, depth: int) -> None:
+    def __init__(
+        self, *, patch: int, width: int, depth: int, widths: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         self.patch, self.width, self.depth = patch, width, depth
+        self.widths = (width,) * depth if widths is None else tuple(widths)
+        if len(self.widths) != depth or self.widths[-1] != width:
+            raise ValueError(
+                f"widths {self.widths} do not fit depth {depth} and width {width}: there is one for"
+                " each layer, and the last is the width"
+            )
 
     @abstractmethod
     def activations(
