@@ -17,6 +17,9 @@ from featkit.evaluate.retrieval import unit_rows
 PIXELS_SIDE = 32
 PIXELS_WIDTH = PIXELS_SIDE * PIXELS_SIDE * 3
 HASH_SIDE, HASH_KEPT = 32, 8
+# The names of baselines in reports.
+CENTERED_PIXELS, PLAIN_PIXELS = "centered pixels", "plain pixels"
+PERCEPTUAL_HASH, CHANCE = "perceptual hash", "chance"
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:

@@ -16,7 +16,15 @@ import numpy as np
 from PIL import Image
 
 from featkit.errors import InputError
-from featkit.evaluate.baselines import hash_vectors, perceptual_hash, pixel_vectors, pixels_of
+from featkit.evaluate.baselines import (
+    CENTERED_PIXELS,
+    PERCEPTUAL_HASH,
+    PLAIN_PIXELS,
+    hash_vectors,
+    perceptual_hash,
+    pixel_vectors,
+    pixels_of,
+)
 from featkit.evaluate.edits import (
     EDITS_VERSION,
     SINGLE_EDITS,
@@ -56,6 +64,33 @@ class MethodScore:
     single: dict[str, float]  # recall@1 of each single edit
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Findings:
+    """The result of one method, query by query: each (P, E) float64.
+
+    recall_at_1 and recall_at_10: 1 if the original is among the first k, a share for ties.
+    precision: average precision. single: as in MethodScore.
+    """
+
+    name: str
+    recall_at_1: np.ndarray
+    recall_at_10: np.ndarray
+    precision: np.ndarray
+    single: dict[str, float]
+
+    @property
+    def score(self) -> MethodScore:
+        """The means over all queries."""
+        return MethodScore(
+            name=self.name,
+            recall_at_1=float(self.recall_at_1.mean()),
+            interval=bootstrap_interval(self.recall_at_1),
+            recall_at_10=float(self.recall_at_10.mean()),
+            mean_average_precision=float(self.precision.mean()),
+            single=self.single,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class CopiesReport:
     """The result of the benchmark; the model's score comes first."""
@@ -89,8 +124,41 @@ def evaluate_copies(
     Memory holds a block of images and, for each view of each image, the model's vector, raw pixels
     and a hash (3 kB per view). Raises InputError if fewer than two images can be read.
     """
-    model, pixels, hashes = Collected(), Collected(), Collected()
     failures: list[tuple[str, str]] = []
+    views = embed_views(source, embedder, failures, seed=seed, on_progress=on_progress)
+    findings = find_originals(views, embedder.manifest.name)
+    return report_findings(views, findings, seed=seed, failures=failures)
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedViews:
+    """All views of P images: V = 1 + E + singles, the original, its compound and single edits.
+
+    vectors: (P, V, D) float32. pixels: (P, V, 3072) uint8. hashes: (P, V, 8) uint8.
+    """
+
+    vectors: np.ndarray
+    pixels: np.ndarray
+    hashes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
+def embed_views(
+    source: Source,
+    embedder: ImageModel,
+    failures: list[tuple[str, str]],
+    *,
+    seed: int = 0,
+    on_progress: OnProgress = no_progress,
+) -> EmbeddedViews:
+    """Edit and embed the images of a source; unreadable ones go to `failures`.
+
+    Memory and errors are those of `evaluate_copies`.
+    """
+    model, pixels, hashes = Collected(), Collected(), Collected()
+    before = len(failures)
 
     def read(number: int) -> tuple[str, np.ndarray]:
         key = source.key(number)
@@ -107,23 +175,46 @@ def evaluate_copies(
         pixels.take(np.stack([pixels_of(view) for view in views]))
         hashes.take(np.stack([perceptual_hash(view) for view in views]))
         count += len(block)
-        on_progress(count + len(failures), len(failures))
+        failed = len(failures) - before
+        on_progress(count + failed, failed)
     if count < 2:
         raise InputError(
             f"{source.name} has {count} readable images; finding copies takes at least 2."
         )
-    raw = pixels.split()
-    gallery_mean = raw[:, 0].mean(axis=0, dtype=np.float64)
+    return EmbeddedViews(model.split(), pixels.split(), hashes.split())
+
+
+def find_originals(views: EmbeddedViews, name: str, *, baselines: bool = True) -> list[Findings]:
+    """Search the originals by the vectors of the model `name`, and with baselines=True by pixels
+    and hashes.
+
+    The model comes first.
+    """
+    findings = [_find(name, views.vectors, unchanged)]
+    if baselines:
+        raw = views.pixels
+        gallery_mean = raw[:, 0].mean(axis=0, dtype=np.float64)
+        findings += [
+            _find(CENTERED_PIXELS, raw, lambda rows: pixel_vectors(rows, gallery_mean)),
+            _find(PLAIN_PIXELS, raw, lambda rows: pixel_vectors(rows, 0.0)),
+            _find(PERCEPTUAL_HASH, views.hashes, hash_vectors),
+        ]
+    return findings
+
+
+def report_findings(
+    views: EmbeddedViews,
+    findings: Sequence[Findings],
+    *,
+    seed: int,
+    failures: list[tuple[str, str]],
+) -> CopiesReport:
+    """Return the report of findings among views that were edited with `seed`."""
     return CopiesReport(
-        num_images=count,
+        num_images=len(views),
         seed=seed,
         edits_version=EDITS_VERSION,
-        methods=[
-            _score(embedder.manifest.name, model.split(), unchanged),
-            _score("centered pixels", raw, lambda rows: pixel_vectors(rows, gallery_mean)),
-            _score("plain pixels", raw, lambda rows: pixel_vectors(rows, 0.0)),
-            _score("perceptual hash", hashes.split(), hash_vectors),
-        ],
+        methods=[each.score for each in findings],
         failures=failures,
     )
 
@@ -193,7 +284,7 @@ def _views(pixels: np.ndarray, *, seed: int, key: str) -> list[Image.Image]:
     return [original, *compounds, *singles]
 
 
-def _score(name: str, views: np.ndarray, to_vectors: ToVectors) -> MethodScore:
+def _find(name: str, views: np.ndarray, to_vectors: ToVectors) -> Findings:
     gallery, compounds = views[:, 0], views[:, 1 : 1 + NUM_EDITS]
     places = find_places(
         _flat(compounds),
@@ -201,19 +292,17 @@ def _score(name: str, views: np.ndarray, to_vectors: ToVectors) -> MethodScore:
         np.repeat(np.arange(len(gallery)), NUM_EDITS),
         to_vectors=to_vectors,
     )
-    at_1 = recall_at_k(places, 1)
     single = {
         edit: float(
             _recall(gallery, views[:, 1 + NUM_EDITS + number, None], to_vectors, k=1).mean()
         )
         for number, edit in enumerate(SINGLE_EDITS)
     }
-    return MethodScore(
+    return Findings(
         name=name,
-        recall_at_1=float(at_1.mean()),
-        interval=bootstrap_interval(at_1.reshape(-1, NUM_EDITS)),
-        recall_at_10=float(recall_at_k(places, RECALL_AT).mean()),
-        mean_average_precision=float(average_precision(places).mean()),
+        recall_at_1=recall_at_k(places, 1).reshape(-1, NUM_EDITS),
+        recall_at_10=recall_at_k(places, RECALL_AT).reshape(-1, NUM_EDITS),
+        precision=average_precision(places).reshape(-1, NUM_EDITS),
         single=single,
     )
 

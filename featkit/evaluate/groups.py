@@ -15,8 +15,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from featkit.errors import InputError
-from featkit.evaluate.baselines import pixel_vectors
-from featkit.evaluate.embedding import ImageModel, OnProgress, embed_images, no_progress
+from featkit.evaluate.baselines import CENTERED_PIXELS, CHANCE, pixel_vectors
+from featkit.evaluate.embedding import (
+    Embedded,
+    ImageModel,
+    OnProgress,
+    embed_images,
+    no_progress,
+)
 from featkit.evaluate.labels import find_column, labels_of
 from featkit.evaluate.retrieval import GALLERY_BLOCK, TIE, ToVectors, bootstrap_interval, unchanged
 from featkit.sources import Source
@@ -38,6 +44,26 @@ class GroupScore:
     mean_average_precision: float
     interval: tuple[float, float]
     recall: dict[int, float]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ranking:
+    """Average precision (Q,) and recall (Q, len(RECALL_AT)) of each query by one method."""
+
+    name: str
+    precision: np.ndarray
+    recall: np.ndarray
+
+    @property
+    def score(self) -> GroupScore:
+        """The means over all queries."""
+        shares = self.recall.mean(axis=0)
+        return GroupScore(
+            name=self.name,
+            mean_average_precision=float(self.precision.mean()),
+            interval=bootstrap_interval(self.precision),
+            recall={k: float(share) for k, share in zip(RECALL_AT, shares, strict=True)},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +102,7 @@ def evaluate_groups(
     gallery = embed_images(
         source, model, labels_of(source, column), failures, on_progress=on_progress
     )
-    asked, asked_column, own = gallery, column, np.arange(len(gallery)) if queries is None else None
+    asked, asked_column = None, column
     if queries is not None:
         asked_column = find_column(queries, group)
         failed = len(failures)
@@ -87,47 +113,88 @@ def evaluate_groups(
         asked = embed_images(
             queries, model, labels_of(queries, asked_column), failures, on_progress=after
         )
-    names = {name: code for code, name in enumerate(dict.fromkeys(gallery.known + asked.known))}
-    groups = np.array([names[name] for name in gallery.known], np.int64)
-    wanted = np.array([names[name] for name in asked.known], np.int64)
-    rights = num_right(wanted, groups, leave_one_out=queries is None)
-    counted = np.nonzero(rights)[0]
-    if not len(counted):
-        raise InputError(
-            f"No query of {(queries or source).name} has another image of its group in"
-            f" {source.name} by the column {column}; choose a column with --group whose values"
-            " several images share."
-        )
-    own = own if own is None else own[counted]
+    grouped = Grouped(gallery, asked, (column, asked_column))
+    if not len(grouped.counted):
+        raise no_match(source.name, column, queries=(queries or source).name)
+    return report_rankings(grouped, rank(grouped, model.manifest.name), failures=failures)
+
+
+class Grouped:
+    """An embedded gallery and its queries, with their groups as codes.
+
+    leave_one_out: the queries are the gallery itself, each without its own image.
+    groups (G,) and wanted (A,): group codes of the gallery and of all A queries.
+    rights (A,): the number of matches of each query. counted (Q,): the queries that have a match.
+    """
+
+    def __init__(
+        self, gallery: Embedded[str], queries: Embedded[str] | None, columns: tuple[str, str]
+    ) -> None:
+        """queries: None to leave one out. columns: as in GroupReport."""
+        asked = gallery if queries is None else queries
+        self.gallery, self.asked, self.columns = gallery, asked, columns
+        self.leave_one_out = queries is None
+        names = {name: code for code, name in enumerate(dict.fromkeys(gallery.known + asked.known))}
+        self.groups = np.array([names[name] for name in gallery.known], np.int64)
+        self.wanted = np.array([names[name] for name in asked.known], np.int64)
+        self.rights = num_right(self.wanted, self.groups, leave_one_out=self.leave_one_out)
+        self.counted = np.nonzero(self.rights)[0]
+
+
+def no_match(source: str, column: str, *, queries: str) -> InputError:
+    """Return the error that no query has a match; source and queries are names of sources."""
+    return InputError(
+        f"No query of {queries} has another image of its group in {source} by the column {column};"
+        " choose a column with --group whose values several images share."
+    )
+
+
+def rank(grouped: Grouped, name: str, *, baselines: bool = True) -> list[Ranking]:
+    """Search by the vectors of the model `name`, and with baselines=True by pixels and by chance.
+
+    The model comes first and chance last.
+    """
+    gallery, asked, counted = grouped.gallery, grouped.asked, grouped.counted
     gallery_mean = gallery.pixels.mean(axis=0, dtype=np.float64)
-    scores = [
-        _score(
-            name,
-            *find_groups(
-                ours[counted], theirs, wanted[counted], groups, own=own, to_vectors=to_vectors
-            ),
-        )
-        for name, ours, theirs, to_vectors in (
-            (model.manifest.name, asked.vectors, gallery.vectors, unchanged),
-            (
-                "centered pixels",
-                asked.pixels,
-                gallery.pixels,
-                lambda rows: pixel_vectors(rows, gallery_mean),
-            ),
-        )
+    methods: list[tuple[str, np.ndarray, np.ndarray, ToVectors]] = [
+        (name, asked.vectors, gallery.vectors, unchanged),
+        (
+            CENTERED_PIXELS,
+            asked.pixels,
+            gallery.pixels,
+            lambda rows: pixel_vectors(rows, gallery_mean),
+        ),
     ]
+    rankings = []
+    for method, queries, rows, to_vectors in methods if baselines else methods[:1]:
+        precision, recall = find_groups(
+            queries[counted],
+            rows,
+            grouped.wanted[counted],
+            grouped.groups,
+            own=counted if grouped.leave_one_out else None,
+            to_vectors=to_vectors,
+        )
+        rankings.append(Ranking(name=method, precision=precision, recall=recall))
+    if baselines:
+        others = len(gallery) - grouped.leave_one_out
+        precision, recall = chance(grouped.rights[counted], others)
+        rankings.append(Ranking(name=CHANCE, precision=precision, recall=recall))
+    return rankings
+
+
+def report_rankings(
+    grouped: Grouped, rankings: Sequence[Ranking], *, failures: list[tuple[str, str]]
+) -> GroupReport:
+    """Return the report of rankings of a gallery."""
     return GroupReport(
-        num_images=len(gallery),
-        num_groups=len(np.unique(groups)),
-        num_queries=len(counted),
-        num_alone=len(asked) - len(counted),
-        leave_one_out=queries is None,
-        columns=(column, asked_column),
-        scores=[
-            *scores,
-            _score("chance", *chance(rights[counted], len(gallery) - (queries is None))),
-        ],
+        num_images=len(grouped.gallery),
+        num_groups=len(np.unique(grouped.groups)),
+        num_queries=len(grouped.counted),
+        num_alone=len(grouped.asked) - len(grouped.counted),
+        leave_one_out=grouped.leave_one_out,
+        columns=grouped.columns,
+        scores=[each.score for each in rankings],
         failures=failures,
     )
 
@@ -265,12 +332,3 @@ def _members(groups: np.ndarray) -> dict[int, np.ndarray]:
 def _harmonic(count: int) -> np.ndarray:
     """Return the harmonic numbers (count + 1,), from 0."""
     return np.concatenate([[0.0], np.cumsum(1 / np.arange(1, count + 1))])
-
-
-def _score(name: str, precision: np.ndarray, recall: np.ndarray) -> GroupScore:
-    return GroupScore(
-        name=name,
-        mean_average_precision=float(precision.mean()),
-        interval=bootstrap_interval(precision),
-        recall={k: float(share) for k, share in zip(RECALL_AT, recall.mean(axis=0), strict=True)},
-    )

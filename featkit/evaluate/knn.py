@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from featkit.evaluate.baselines import pixel_vectors
+from featkit.evaluate.baselines import CENTERED_PIXELS, pixel_vectors
 from featkit.evaluate.embedding import ImageModel, OnProgress, no_progress
-from featkit.evaluate.labels import LABEL, embed_labeled
+from featkit.evaluate.labels import LABEL, LabeledPair, embed_labeled
 from featkit.evaluate.retrieval import (
     GALLERY_BLOCK,
     QUERY_BLOCK,
@@ -39,6 +39,27 @@ class KnnScore:
     weighted: float
     interval: tuple[float, float]
     majority: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Votes:
+    """Outcomes (Q,) of both votes of k neighbors: 1.0 if a test image gets its label, else 0."""
+
+    name: str
+    k: int
+    weighted: np.ndarray
+    majority: np.ndarray
+
+    @property
+    def score(self) -> KnnScore:
+        """The accuracies of both votes."""
+        return KnnScore(
+            name=self.name,
+            k=self.k,
+            weighted=float(self.weighted.mean()),
+            interval=bootstrap_interval(self.weighted),
+            majority=float(self.majority.mean()),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,34 +100,57 @@ def evaluate_knn(
     """
     failures: list[tuple[str, str]] = []
     pair = embed_labeled(train, test, model, failures, label=label, on_progress=on_progress)
+    votes = vote(pair, model.manifest.name, ks=ks, temperature=temperature)
+    return report_votes(pair, votes, temperature=temperature, failures=failures)
+
+
+def vote(
+    pair: LabeledPair,
+    name: str,
+    *,
+    ks: Sequence[int] = (NEIGHBORS,),
+    temperature: float = TEMPERATURE,
+    baselines: bool = True,
+) -> list[Votes]:
+    """Classify the test part by the vectors of the model `name`, and with baselines=True by pixels.
+
+    Returns the votes of each method for each of `ks`; the model comes first.
+    """
     gallery_mean = pair.train.pixels.mean(axis=0, dtype=np.float64)
     methods: list[tuple[str, np.ndarray, np.ndarray, ToVectors]] = [
-        (model.manifest.name, pair.train.vectors, pair.test.vectors, unit_rows),
+        (name, pair.train.vectors, pair.test.vectors, unit_rows),
         (
-            "centered pixels",
+            CENTERED_PIXELS,
             pair.train.pixels,
             pair.test.pixels,
             lambda rows: pixel_vectors(rows, gallery_mean),
         ),
     ]
-    scores = []
-    for name, gallery, queries, to_vectors in methods:
+    votes = []
+    for method, gallery, queries, to_vectors in methods if baselines else methods[:1]:
         cosines, rows = nearest(queries, gallery, max(ks), to_vectors=to_vectors)
         for k in dict.fromkeys(min(k, len(gallery)) for k in ks):
             voters = pair.train_labels[rows[:, :k]]
-            weighted = (
-                weighted_vote(cosines[:, :k], voters, temperature=temperature) == pair.test_labels
-            )
-            majority = majority_vote(voters) == pair.test_labels
-            scores.append(
-                KnnScore(
-                    name=name,
+            weighted = weighted_vote(cosines[:, :k], voters, temperature=temperature)
+            votes.append(
+                Votes(
+                    name=method,
                     k=k,
-                    weighted=float(weighted.mean()),
-                    interval=bootstrap_interval(weighted.astype(np.float64)),
-                    majority=float(majority.mean()),
+                    weighted=(weighted == pair.test_labels).astype(np.float64),
+                    majority=(majority_vote(voters) == pair.test_labels).astype(np.float64),
                 )
             )
+    return votes
+
+
+def report_votes(
+    pair: LabeledPair,
+    votes: Sequence[Votes],
+    *,
+    temperature: float,
+    failures: list[tuple[str, str]],
+) -> KnnReport:
+    """Return the report of votes on a pair."""
     return KnnReport(
         num_train=len(pair.train),
         num_test=len(pair.test),
@@ -115,7 +159,7 @@ def evaluate_knn(
         columns=pair.columns,
         temperature=temperature,
         most_frequent=pair.most_frequent,
-        scores=scores,
+        scores=[each.score for each in votes],
         failures=failures,
     )
 

@@ -28,12 +28,14 @@ class LabeledPair:
     """An embedded training and test part; labels are codes (N,) int64 into the sorted `names`.
 
     columns: the columns that the labels came from, of the training and of the test part.
+    sources: the names of the two sources, for messages.
     """
 
     train: Embedded[str]
     test: Embedded[str]
     names: list[str]
     columns: tuple[str, str]
+    sources: tuple[str, str]
 
     @property
     def train_labels(self) -> np.ndarray:
@@ -53,8 +55,13 @@ class LabeledPair:
     @property
     def most_frequent(self) -> float:
         """The accuracy of always predicting the training part's most frequent label."""
+        return float(self.right_by_guessing.mean())
+
+    @property
+    def right_by_guessing(self) -> np.ndarray:
+        """1.0 for each test image (Q,) with the training part's most frequent label, else 0.0."""
         counts = np.bincount(self.train_labels, minlength=len(self.names))
-        return float((self.test_labels == counts.argmax()).mean())
+        return np.asarray(self.test_labels == counts.argmax(), np.float64)
 
     def _codes(self, labels: Sequence[str]) -> np.ndarray:
         return np.searchsorted(np.array(self.names), np.array(labels))
@@ -85,17 +92,39 @@ def embed_labeled(
     test = embed_images(
         test_source, model, labels_of(test_source, columns[1]), failures, on_progress=after
     )
-    for part, source in ((train, train_source), (test, test_source)):
+    return pair_up(train, test, columns, (train_source.name, test_source.name), failures)
+
+
+def pair_up(
+    train: Embedded[str],
+    test: Embedded[str],
+    columns: tuple[str, str],
+    sources: tuple[str, str],
+    failures: Sequence[tuple[str, str]],
+) -> LabeledPair:
+    """Return two embedded parts as a pair. Raises InputError as `embed_labeled` does.
+
+    columns and sources: the columns of the labels and the names of the two sources. failures: of
+    the images that could not be embedded; the last one explains an empty part.
+    """
+    for part, source in zip((train, test), sources, strict=True):
         if not len(part):
-            raise InputError(f"{source.name} has no readable image with a label; {failures[-1][1]}")
+            raise InputError(f"{source} has no readable image with a label; {failures[-1][1]}")
     ours, theirs = set(train.known), set(test.known)
+    refuse_disjoint(ours, theirs, columns, sources)
+    return LabeledPair(train, test, sorted(ours | theirs), columns, sources)
+
+
+def refuse_disjoint(
+    ours: set[str], theirs: set[str], columns: tuple[str, str], sources: tuple[str, str]
+) -> None:
+    """Raise InputError if the labels of the two parts have none in common."""
     if ours.isdisjoint(theirs):
         raise InputError(
-            f"{train_source.name} has labels such as {_some(ours)} ({columns[0]}),"
-            f" {test_source.name} such as {_some(theirs)} ({columns[1]}), and none in common;"
-            " choose a column with --label that has the same values in both."
+            f"{sources[0]} has labels such as {_some(ours)} ({columns[0]}), {sources[1]} such as"
+            f" {_some(theirs)} ({columns[1]}), and none in common; choose a column with --label"
+            " that has the same values in both."
         )
-    return LabeledPair(train, test, sorted(ours | theirs), columns)
 
 
 def find_column(source: Source, wanted: str) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from featkit.errors import InputError
 from featkit.evaluate.baselines import PIXELS_SIDE
 from featkit.evaluate.embedding import ImageModel, OnProgress, no_progress
-from featkit.evaluate.labels import LABEL, embed_labeled
+from featkit.evaluate.labels import LABEL, LabeledPair, embed_labeled
 from featkit.evaluate.retrieval import bootstrap_interval
 from featkit.sources import Source
 
@@ -30,6 +30,7 @@ HELD_OUT = 0.2
 MAX_ITERATIONS = 1000
 # On 3,000 CIFAR-10 images, all 3,072 values took 20 times as long and were no better.
 SMALL_SIDE = 8
+SMALL_PIXELS = f"pixels, {SMALL_SIDE}×{SMALL_SIDE}"  # their name in reports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,33 @@ class LinearScore:
     l2: float
     held_out: list[float]
     converged: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Classified:
+    """The result of one kind of features, image by image.
+
+    right: whether (N,) each test image gets its label; 1.0 or 0.0, float64. The other fields are
+    those of LinearScore.
+    """
+
+    name: str
+    right: np.ndarray
+    l2: float
+    held_out: list[float]
+    converged: bool
+
+    @property
+    def score(self) -> LinearScore:
+        """The accuracy, and how the classifier was fitted."""
+        return LinearScore(
+            name=self.name,
+            accuracy=float(self.right.mean()),
+            interval=bootstrap_interval(self.right),
+            l2=self.l2,
+            held_out=self.held_out,
+            converged=self.converged,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,38 +138,67 @@ def evaluate_linear(
     """
     failures: list[tuple[str, str]] = []
     pair = embed_labeled(train, test, model, failures, label=label, on_progress=on_progress)
-    if len(set(pair.train.known)) < 2:
-        raise InputError(
-            f"{train.name} has the single label {pair.train.known[0]}; a classifier needs two or"
-            " more."
-        )
+    classified = classify(pair, model.manifest.name, seed=seed, on_step=on_step)
+    return report_classified(pair, classified, seed=seed, failures=failures)
+
+
+def classify(
+    pair: LabeledPair,
+    name: str,
+    *,
+    seed: int = 0,
+    baselines: bool = True,
+    on_step: Callable[[str], None] = lambda _step: None,
+) -> list[Classified]:
+    """Fit and test a classifier on the vectors of the model `name`, and with baselines=True on
+    pixels.
+
+    The model comes first. seed and on_step as for `evaluate_linear`. Raises InputError if the
+    training part has a single label.
+    """
+    refuse_single_label(set(pair.train.known), pair.sources[0])
     fitted, held_out = split(pair.train_labels, seed=seed)
-    scores = []
-    for name, features, test_features in (
-        (model.manifest.name, pair.train.vectors, pair.test.vectors),
-        (
-            f"pixels, {SMALL_SIDE}×{SMALL_SIDE}",
-            small_pixels(pair.train.pixels),
-            small_pixels(pair.test.pixels),
-        ),
-    ):
-        on_step(f"fitting {name} at {len(L2_GRID)} strengths of regularization ...")
-        l2, by_l2 = choose_l2(features, pair.train_labels, fitted, held_out)
-        (classifier,) = fit(features, pair.train_labels, [l2])
-        right = (classifier.predict(test_features) == pair.test_labels).astype(np.float64)
-        scores.append(
-            LinearScore(
-                name=name,
-                accuracy=float(right.mean()),
-                interval=bootstrap_interval(right),
+    features = [(name, pair.train.vectors, pair.test.vectors)]
+    if baselines:
+        small = [small_pixels(part.pixels) for part in (pair.train, pair.test)]
+        features.append((SMALL_PIXELS, small[0], small[1]))
+    classified = []
+    for method, train_features, test_features in features:
+        on_step(f"fitting {method} at {len(L2_GRID)} strengths of regularization ...")
+        l2, by_l2 = choose_l2(train_features, pair.train_labels, fitted, held_out)
+        (classifier,) = fit(train_features, pair.train_labels, [l2])
+        right = classifier.predict(test_features) == pair.test_labels
+        classified.append(
+            Classified(
+                name=method,
+                right=right.astype(np.float64),
                 l2=l2,
                 held_out=by_l2,
                 converged=classifier.converged,
             )
         )
+    return classified
+
+
+def refuse_single_label(labels: set[str], source: str) -> None:
+    """Raise InputError if the training images of `source` have a single label."""
+    if len(labels) == 1:
+        raise InputError(
+            f"{source} has the single label {min(labels)}; a classifier needs two or more."
+        )
+
+
+def report_classified(
+    pair: LabeledPair,
+    classified: Sequence[Classified],
+    *,
+    seed: int,
+    failures: list[tuple[str, str]],
+) -> LinearReport:
+    """Return the report of classifiers on a pair; seed: as for `classify`."""
     return LinearReport(
         num_train=len(pair.train),
-        num_held_out=len(held_out),
+        num_held_out=len(split(pair.train_labels, seed=seed)[1]),
         num_test=len(pair.test),
         num_labels=len(pair.names),
         num_unseen=pair.num_unseen,
@@ -149,7 +206,7 @@ def evaluate_linear(
         seed=seed,
         grid=L2_GRID,
         most_frequent=pair.most_frequent,
-        scores=scores,
+        scores=[each.score for each in classified],
         failures=failures,
     )
 

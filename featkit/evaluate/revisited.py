@@ -20,7 +20,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from featkit.errors import InputError
-from featkit.evaluate.baselines import pixel_vectors
+from featkit.evaluate.baselines import CENTERED_PIXELS, pixel_vectors
 from featkit.evaluate.embedding import Box, ImageModel, OnProgress, embed_images, no_progress
 from featkit.evaluate.ground_truth import GroundTruth, Query
 from featkit.evaluate.retrieval import ToVectors, unchanged
@@ -103,7 +103,7 @@ def evaluate_revisited(
     methods: list[tuple[str, np.ndarray, np.ndarray, ToVectors]] = [
         (model.manifest.name, queries.vectors, gallery.vectors, unchanged),
         (
-            "centered pixels",
+            CENTERED_PIXELS,
             queries.pixels,
             gallery.pixels,
             lambda rows: pixel_vectors(rows, gallery_mean),
