@@ -13,10 +13,17 @@ import onnxruntime as ort
 from featkit.digests import sha256_of
 from featkit.errors import InputError
 from featkit.geometry import Geometry
-from featkit.modelfile import ATTENTION, INPUT, Manifest
+from featkit.modelfile import INPUT, Manifest
 from featkit.whitening import Whitening
 from featkit.wording import counted
-from featkit_export.graph import OPSET, EmbeddingGraph, TraceError, trace
+from featkit_export.graph import (
+    OPSET,
+    EmbeddingGraph,
+    TraceError,
+    check_recipe,
+    trace,
+    width_of,
+)
 from featkit_export.recipe import Recipe
 from featkit_export.report import ExportReport, OnStep, no_step
 from featkit_export.request import ExportRequest
@@ -84,7 +91,7 @@ def export_backbone(
     recipe = recipe or Recipe()
     if isinstance(backbone, ExitedBackbone):
         backbone, info = cut_at(backbone, info, None)
-    _check_recipe(recipe, backbone, info)
+    check_recipe(recipe, backbone, info.name)
     _check_weights(backbone, info)
     geometry = info.geometry if size is None else sized(info.geometry, *size)
     check_patch(geometry, source=info.origin.get(PREPROCESSING, info.name))
@@ -116,7 +123,10 @@ def export_backbone(
                 speedup = _speedup(module, traced, folder, geometry)
         on_step("writing")
         manifest = dataclasses.replace(
-            manifest, fixed_size=size, parity=require_parity(comparisons)
+            manifest,
+            width=width_of(traced),
+            fixed_size=size,
+            parity=require_parity(comparisons),
         )
         sealed = seal(traced.model, manifest, out, folder=folder if traced.path else None)
     return ExportReport(
@@ -249,22 +259,6 @@ def _proven(
     comparisons = compare(module.run, open_proven(traced.session_input), cases)
     require_parity(comparisons)
     return traced, comparisons
-
-
-def _check_recipe(recipe: Recipe, backbone: Backbone, info: BackboneInfo) -> None:
-    if ATTENTION in recipe.outputs and not backbone.has_attention:
-        raise InputError(
-            f"{info.name} gives no attention, as only featkit's own transformers do; leave it out"
-            " of --outputs."
-        )
-    wrong = [layer for layer in recipe.layers if not 1 <= layer <= backbone.depth]
-    if wrong or len(set(recipe.layers)) != len(recipe.layers):
-        raise InputError(
-            f"{info.name} has layers 1 to {backbone.depth}; name each at most once, not"
-            f" {list(recipe.layers)}."
-        )
-    if recipe.layers and not isinstance(backbone, VisionTransformer):
-        raise InputError(f"{info.name} only gives its last layer; leave out --layers.")
 
 
 def _check_weights(backbone: Backbone, info: BackboneInfo) -> None:

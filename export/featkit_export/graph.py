@@ -1,6 +1,7 @@
 """The graph of a model file: a backbone between uint8 pixels and unit vectors.
 
-Letters: N images, (H, W) pixels, (h, w) patches, D the backbone's width, L layers joined.
+Letters: N images, (H, W) pixels, (h, w) patches or positions, D the width of a layer, L layers
+joined.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from featkit.errors import InputError
 from featkit.geometry import Geometry
 from featkit.modelfile import ATTENTION, EMBEDDING, INPUT, MAX_INLINE_BYTES, PATCHES
 from featkit.whitening import Whitening
@@ -26,6 +28,7 @@ from featkit_export.report import ExportError
 from featkit_export.surgery import GEM_FLOOR, GEM_POWER, add_guard
 from featkit_export.traced import Traced
 from featkit_train.networks.base import Backbone, Features
+from featkit_train.networks.vit import VisionTransformer
 
 OPSET = 20  # the newest that every supported onnxruntime reads; attention is plain nodes in it
 DIMENSIONS = ("N", "H", "W")
@@ -41,8 +44,8 @@ class EmbeddingGraph(nn.Module):
 
     cls: the class token, (N, D). mean: the mean patch token, (N, D). gem: the generalized mean of
     the patch tokens, mean(max(x, 1e-6) ** 3) ** (1 / 3). cls+mean and cls+gem: two of these at unit
-    length, concatenated, (N, 2 D). Several layers, each at unit length, are concatenated (L times
-    as long) or averaged.
+    length, concatenated, (N, 2 D). Several layers, each at unit length, are concatenated (as long
+    as all together) or averaged, for which `check_recipe` requires one width.
     """
 
     mean: Tensor
@@ -70,17 +73,23 @@ class EmbeddingGraph(nn.Module):
 
     @property
     def width(self) -> int:
-        """Number of dimensions of a vector."""
+        """Number of dimensions of a vector, for a backbone whose patch tokens are as wide as its
+        class tokens.
+
+        In some timm and torchvision networks the last map has another width than the vector before
+        the classifier; `width_of` reads the width from the traced graph.
+        """
         if self.whitened:
             return self.whitening_components.shape[0]
-        joined = len(self.layers) if self.recipe.join == "concat" else 1
-        return self.backbone.width * (1 + ("+" in self.recipe.feature)) * joined
+        widths = [self.backbone.widths[layer - 1] for layer in self.layers]
+        joined = sum(widths) if self.recipe.join == "concat" else widths[0]
+        return joined * (1 + ("+" in self.recipe.feature))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the recipe's outputs in its order, in float32.
 
-        Vectors are (N, width); patches (N, h, w, D), from the layer named last; attention
-        (N, heads, h, w), always from the last block.
+        Vectors are (N, width); patches (N, h, w, D), from the layer named last, whose positions may
+        be smaller than a patch; attention (N, heads, h, w), always from the last block.
         """
         pixels = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
         wants_attention = ATTENTION in self.recipe.outputs
@@ -128,6 +137,41 @@ class EmbeddingGraph(nn.Module):
             parts.append(F.normalize(pooled, dim=-1))
         # The concatenation of unit vectors has length sqrt(len(parts)).
         return torch.cat(parts, dim=-1) / len(parts) ** 0.5 if len(parts) > 1 else parts[0]
+
+
+def check_recipe(recipe: Recipe, backbone: Backbone, name: str) -> None:
+    """Raise InputError for outputs, layers or a join that the backbone called `name` cannot
+    give."""
+    if ATTENTION in recipe.outputs and not backbone.has_attention:
+        raise InputError(
+            f"{name} gives no attention, as only featkit's own transformers do; leave it out"
+            " of --outputs."
+        )
+    wrong = [layer for layer in recipe.layers if not 1 <= layer <= backbone.depth]
+    if wrong or len(set(recipe.layers)) != len(recipe.layers):
+        raise InputError(
+            f"{name} has layers 1 to {backbone.depth}; name each at most once, not"
+            f" {list(recipe.layers)}."
+        )
+    if recipe.layers and backbone.depth == 1 and not isinstance(backbone, VisionTransformer):
+        raise InputError(f"{name} only gives its last layer; leave out --layers.")
+    widths = {layer: backbone.widths[layer - 1] for layer in recipe.layers}
+    if recipe.join == "mean" and len(set(widths.values())) > 1:
+        shown = ", ".join(f"layer {layer} has {width}" for layer, width in widths.items())
+        raise InputError(
+            f"The layers of {name} have different widths, so they cannot be averaged ({shown});"
+            " use --join concat, or name layers of one width."
+        )
+
+
+def width_of(traced: Traced) -> int:
+    """Return the number of dimensions of a vector of the graph."""
+    (shape,) = (
+        output.type.tensor_type.shape
+        for output in traced.model.graph.output
+        if output.name == EMBEDDING
+    )
+    return int(shape.dim[1].dim_value)
 
 
 def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None = None) -> Traced:

@@ -19,7 +19,8 @@ FILE_FEATURES: tuple[str, ...] = get_args(FileFeature)
 class Recipe:
     """The feature, the layers it is taken from, and the outputs of the graph.
 
-    layers: blocks counted from 1; an empty tuple means the last block.
+    layers: blocks of a transformer or stages of a CNN, counted from 1; an empty tuple means the
+    last.
     """
 
     feature: Feature = "cls"

@@ -40,7 +40,8 @@ class ExportRequest:
     source: a published name, timm:NAME, hub:OWNER/NAME, a folder or a file.
     weights, branch: as in `featkit_train.published.pretrained.load_pretrained`.
     feature: None means cls, or pooler if an adopted ONNX file has no class token.
-    layers: blocks counted from 1; an empty tuple means the last.
+    layers: blocks of a transformer or stages of a CNN, counted from 1; an empty tuple means the
+    last.
     size: the only (height, width) in pixels that the file accepts; None keeps sizes dynamic.
     exit: of a network with early exits, the one to cut at, counted from 1; None means the deepest.
     calibration: images for int8; required for it, and refused for other precisions.

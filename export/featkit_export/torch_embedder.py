@@ -9,7 +9,7 @@ import torch
 
 from featkit.geometry import Geometry
 from featkit.modelfile import Manifest
-from featkit_export.graph import OPSET, EmbeddingGraph
+from featkit_export.graph import OPSET, EmbeddingGraph, check_recipe
 from featkit_export.recipe import Recipe
 from featkit_train.processes.device import bound_threads, pick_device
 from featkit_train.weights import BackboneInfo, load_backbone
@@ -54,10 +54,12 @@ class TorchEmbedder:
     def open(
         cls, run: Path, *, recipe: Recipe | None = None, device: str = "auto"
     ) -> TorchEmbedder:
-        """Open a run folder or its backbone.safetensors. Raises InputError as load_backbone
-        does."""
+        """Open a run folder or its backbone.safetensors. Raises InputError as load_backbone and
+        check_recipe do."""
         backbone, info = load_backbone(run)
-        return cls(EmbeddingGraph(backbone, info.geometry, recipe or Recipe()), info, device=device)
+        recipe = recipe or Recipe()
+        check_recipe(recipe, backbone, info.name)
+        return cls(EmbeddingGraph(backbone, info.geometry, recipe), info, device=device)
 
     @property
     def geometry(self) -> Geometry:
@@ -66,10 +68,10 @@ class TorchEmbedder:
 
     def infer(self, images: np.ndarray) -> np.ndarray:
         """Return unit vectors (N, D) float32 for prepared images (N, H, W, 3) uint8."""
-        blocks = [np.zeros((0, self.manifest.width), np.float32)]
+        blocks = []
         # With TF32, CUDA convolutions would round inputs to 10 bits, unlike any model file.
         with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
             for start in range(0, len(images), self.batch_size):
                 batch = torch.from_numpy(images[start : start + self.batch_size]).to(self.device)
                 blocks.append(self._module(batch)[0].cpu().numpy())
-        return np.concatenate(blocks)
+        return np.concatenate(blocks) if blocks else np.zeros((0, self.manifest.width), np.float32)

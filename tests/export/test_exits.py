@@ -163,10 +163,11 @@ def test_exits_and_outputs_that_are_not_there_are_refused(runs: Path, tmp_path: 
             export(
                 ExportRequest(source=str(runs / name), out=out, outputs=("embedding", "attention"))
             )
-        with refused(name, "only gives its last layer", "leave out --layers"):
-            export(ExportRequest(source=str(runs / name), out=out, layers=(1,)))
-        with refused(name, "[1, 2]"):
-            export(ExportRequest(source=str(runs / name), out=out, layers=(1, 2)))
+        if NETWORKS[name].exits:
+            with refused(name, "only gives its last layer", "leave out --layers"):
+                export(ExportRequest(source=str(runs / name), out=out, layers=(1,)))
+        with refused(name, "[1, 9]"):
+            export(ExportRequest(source=str(runs / name), out=out, layers=(1, 9)))
     assert list(tmp_path.iterdir()) == []
 
 

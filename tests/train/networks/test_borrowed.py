@@ -15,11 +15,18 @@ from torch import nn
 
 from featkit.errors import EnvironmentProblem
 from featkit_train.networks.base import Backbone
-from featkit_train.networks.borrowed import ConvNeXt, ResNet, TimmModel, TorchvisionModel, borrow
+from featkit_train.networks.bodies import borrow
+from featkit_train.networks.borrowed import ConvNeXt, ResNet, TimmModel, TorchvisionModel
 from tests.sentences import refused
 from tests.torchvision_without_cuda import allow_torchvision, import_quietly
 from tests.train import published_files as published
-from tests.train.networks.networks import add_tiny_vit, draw_images
+from tests.train.networks.networks import (
+    SMALL_RESNET,
+    SMALL_VIT,
+    add_tiny_vit,
+    draw_images,
+    drawn,
+)
 
 # Names of timm's, with sizes that make the large among them small.
 TIMM: dict[str, dict[str, Any]] = {
@@ -134,7 +141,8 @@ def test_a_torchvision_vector_gives_the_classifiers_logits(arch: str) -> None:
     torch.testing.assert_close(last(class_token), plain(images))
     assert class_token.shape == (2, model.width) == (2, last.in_features)
     assert patch_tokens.shape[:3] == (2, places, places)
-    assert (model.patch, model.depth) == (side // places, 1)
+    assert model.patch == side // places
+    assert model.depth == {"resnet18": 4, "featkit_tiny_vit": 3}.get(arch, 1)
     # Nothing is held that has no part in it; of the whole the last layer is missing.
     assert len(plain.state_dict()) - len(model.state_dict()) == 2
 
@@ -198,22 +206,136 @@ def test_a_torchvision_network_without_last_linear_is_refused() -> None:
         TorchvisionModel("squeezenet1_1")
 
 
+# How each is built, and where its stages or blocks are in its body. A norm follows blocks.
+LAYERED: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "DINO ResNet": (lambda: ResNet("resnet18"), ("layer1", "layer2", "layer3", "layer4")),
+    "DINOv3 ConvNeXt": (
+        lambda: ConvNeXt("convnext_atto", depths=(1, 1, 2, 1), dims=(8, 12, 16, 24)),
+        ("stages.0", "stages.1", "stages.2", "stages.3"),
+    ),
+    "timm CNN": (
+        lambda: TimmModel("resnet18", **SMALL_RESNET, small_stem=True),
+        ("layer1", "layer2", "layer3", "layer4"),
+    ),
+    "timm CNN with a stem row": (
+        lambda: TimmModel("regnetx_002"),
+        ("s1", "s2", "s3", "s4"),
+    ),
+    "timm CNN, height and width first": (
+        lambda: TimmModel("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1), embed_dim=24),
+        ("layers.0", "layers.1", "layers.2", "layers.3"),
+    ),
+}
+BLOCKS: dict[str, tuple[Any, str, str]] = {
+    "class token": (lambda: TimmModel("test_vit", **SMALL_VIT), "blocks", "norm"),
+    "mean of the patches": (lambda: TimmModel("test_vit2", **SMALL_VIT), "blocks", "norm"),
+    "registers": (
+        lambda: TimmModel("vit_small_patch14_reg4_dinov2", depth=3, embed_dim=24, num_heads=2),
+        "blocks",
+        "norm",
+    ),
+    "torchvision": (lambda: TorchvisionModel("featkit_tiny_vit"), "encoder.layers", "encoder.ln"),
+}
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_layers_of_a_cnn_are_its_stages(name: str) -> None:
+    make, places = LAYERED[name]
+    backbone, is_swin = drawn(make()), name == "timm CNN, height and width first"
+    height, width = (224, 224) if is_swin else (3 * backbone.patch, 5 * backbone.patch)
+    images = draw_images(2, height=height, width=width)
+    whole, maps = backbone(images), []
+    for place in places:
+        backbone.body.get_submodule(place).register_forward_hook(
+            lambda _module, _inputs, output: maps.append(output)
+        )
+    features = backbone.activations(images, layers=(3, 1, 4, 2)).features
+    for layer, found in zip((3, 1, 4, 2), features, strict=True):
+        if layer == 4:
+            torch.testing.assert_close(found, whole)
+            continue
+        places_of_stage = maps[layer - 1] if is_swin else maps[layer - 1].permute(0, 2, 3, 1)
+        torch.testing.assert_close(found.patch_tokens, places_of_stage)
+        torch.testing.assert_close(found.class_token, places_of_stage.mean(dim=(1, 2)))
+    assert [found.class_token.shape for found in features] == [
+        (2, backbone.widths[layer - 1]) for layer in (3, 1, 4, 2)
+    ]
+    heights = [found.patch_tokens.shape[1] for found in features]
+    assert heights[1] > heights[3] > heights[0] > heights[2] == height // backbone.patch
+    assert (backbone.depth, backbone.width) == (4, backbone.widths[-1])
+    torch.testing.assert_close(backbone.activations(images, layers=(2,)).features[0], features[3])
+
+
+def test_stages_of_both_libraries_are_equal() -> None:
+    """torch.fx hides torchvision's stages, so timm's ResNet of equal weights shows them."""
+    ours, images = drawn(TorchvisionModel("resnet18")), draw_images(2, height=64, width=96)
+    theirs, dino = TimmModel("resnet18").eval(), ResNet("resnet18").eval()
+    for other in (theirs, dino):
+        other.load_state_dict(ours.state_dict())
+        torch.testing.assert_close(
+            ours.activations(images, layers=(1, 2, 3, 4)),
+            other.activations(images, layers=(1, 2, 3, 4)),
+        )
+        assert ours.widths == other.widths == (64, 128, 256, 512)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_layers_of_a_transformer_are_its_normed_blocks(name: str) -> None:
+    make, places, norm = BLOCKS[name]
+    add_tiny_vit()
+    backbone = drawn(make())
+    images = draw_images(2, height=4 * backbone.patch, width=4 * backbone.patch)
+    normed: list[torch.Tensor] = []
+    plain = backbone.activations(images, layers=(3,)).features[0]
+    if name == "torchvision":  # torch.fx keeps leaves alone, so the plain model is asked
+        model = borrow("torchvision.models").get_model("featkit_tiny_vit", weights=None).eval()
+        model.load_state_dict(
+            {key.removeprefix("body."): value for key, value in backbone.state_dict().items()},
+            strict=False,
+        )
+    else:
+        model = backbone.body
+    for block in model.get_submodule(places):
+        block.register_forward_hook(
+            lambda _m, _i, output: normed.append(model.get_submodule(norm)(output))
+        )
+    model(images)
+    blocks, normed = list(normed), []
+    features = backbone.activations(images, layers=(2, 3, 1)).features
+    num_prefix = getattr(model, "num_prefix_tokens", 1)
+    for layer, found in zip((2, 3, 1), features, strict=True):
+        tokens = blocks[layer - 1]
+        patches = tokens[:, num_prefix:]
+        torch.testing.assert_close(found.patch_tokens.flatten(1, 2), patches)
+        if name == "mean of the patches":
+            torch.testing.assert_close(found.class_token, model.fc_norm(patches.mean(dim=1)))
+        else:
+            torch.testing.assert_close(found.class_token, tokens[:, 0])
+    torch.testing.assert_close(features[1], plain)
+    assert (backbone.depth, backbone.widths) == (3, (backbone.width,) * 3)
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("make", "depth"),
     [
-        lambda: ResNet("resnet18"),
-        lambda: TimmModel("test_vit"),
-        lambda: ConvNeXt("test_convnext"),
-        lambda: TorchvisionModel("resnet18"),
+        (lambda: ResNet("resnet18"), 4),
+        (lambda: TimmModel("test_vit"), 6),
+        (lambda: ConvNeXt("test_convnext"), 4),
+        (lambda: TorchvisionModel("resnet18"), 4),
+        (lambda: TorchvisionModel("mobilenet_v3_small"), 1),
+        (lambda: TimmModel("cait_xxs24_224", depth=1, embed_dim=24, num_heads=2), 1),
     ],
 )
-def test_they_have_one_layer_and_no_attention(make: Any) -> None:
-    backbone: Backbone = make()
+def test_missing_layers_and_attention_are_refused(make: Any, depth: int) -> None:
+    backbone: Backbone = make().eval()
     images = torch.zeros(1, 3, 2 * backbone.patch, 2 * backbone.patch)
-    assert (backbone.depth, backbone.has_attention) == (1, False)
-    assert backbone.activations(images, layers=(1,)).attention is None
-    for layers, attention in (((2,), False), ((1, 1), False), ((), False), ((1,), True)):
-        with pytest.raises(ValueError, match="only its last layer"):
+    if backbone.patch == 16:
+        images = torch.zeros(1, 3, 224, 224)
+    assert (backbone.depth, backbone.has_attention) == (depth, False)
+    assert backbone.activations(images, layers=(depth,)).attention is None
+    words = "only its last layer" if depth == 1 else f"layers 1 to {depth}"
+    for layers, attention in (((depth + 1,), False), ((0,), False), ((), False), ((depth,), True)):
+        with pytest.raises(ValueError, match=words):
             backbone.activations(images, layers=layers, attention=attention)
 
 

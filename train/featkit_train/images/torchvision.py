@@ -29,7 +29,7 @@ from featkit.sources.folder import FileSource
 from featkit.sources.opening import TORCHVISION_PREFIX, refuse_unused_column
 from featkit.sources.selection import EVERYTHING, Selection
 from featkit.wording import one_line
-from featkit_train.networks.borrowed import borrow
+from featkit_train.networks.bodies import borrow
 
 # Attributes in which torchvision's classes keep the paths of their images, alone or as (path,
 # label).

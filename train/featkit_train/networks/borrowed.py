@@ -1,53 +1,75 @@
 """Backbones from torchvision and timm behind featkit's Backbone interface.
 
-Either library is imported only when one of its networks is built. Letters as in base.py.
+Layers are the stages of a CNN or the blocks of a transformer, if the network returns them, and the
+whole network otherwise. The last layer is always the whole network with what its classifier would
+get. The class token of an earlier stage of a CNN is the mean of its map. An earlier block of a
+transformer passes the network's last norm and its pooling, as in featkit's own.
+
+Letters as in base.py, and C the width of a stage.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from featkit.errors import EnvironmentProblem, InputError
+from featkit.errors import InputError
 from featkit_train.networks.base import Activations, Backbone, Features
+from featkit_train.networks.bodies import (
+    borrow,
+    resnet_widths,
+    timm_body,
+    timm_features,
+    timm_outputs,
+    timm_stage_rows,
+    timm_stride,
+    timm_width,
+    torchvision_body,
+    torchvision_stride,
+)
 
 
 class ResNet(Backbone):
     """torchvision's ResNet without its classifier, as in DINO (arXiv 2104.14294).
 
-    The class token is the mean of the last feature map.
+    The class token is the mean of the feature map.
     """
 
     def __init__(self, arch: str) -> None:
         models = borrow("torchvision.models")
         body = getattr(models, arch)(weights=None)
-        super().__init__(patch=32, width=body.fc.in_features, depth=1)
+        widths = resnet_widths(body)
+        super().__init__(patch=32, width=widths[-1], depth=len(widths), widths=widths)
         del body.fc
         self.body = body
 
     def activations(
         self, images: Tensor, *, layers: Sequence[int], attention: bool = False
     ) -> Activations:
-        """Return Features of the last stage; see Backbone."""
-        _only_the_last(self, layers, attention)
-        body = self.body
+        """Return Features of the stages `layers`; see Backbone."""
+        _check_layers(self, layers, attention)
+        body, features = self.body, {}
         maps = body.maxpool(body.relu(body.bn1(body.conv1(images))))
-        maps = body.layer4(body.layer3(body.layer2(body.layer1(maps))))  # (B, D, h, w)
-        return Activations((_pooled(maps),), None)
+        stages = (body.layer1, body.layer2, body.layer3, body.layer4)
+        for layer, stage in enumerate(stages[: max(layers)], start=1):
+            maps = stage(maps)  # (B, C, h, w)
+            features[layer] = _pooled(maps)
+        return _in_order(features, layers)
 
 
 class ConvNeXt(Backbone):
-    """timm's ConvNeXt as in DINOv3: one norm for the pooled vector and every position."""
+    """timm's ConvNeXt as in DINOv3: one norm for the pooled vector and every position.
+
+    Earlier stages have no norm.
+    """
 
     def __init__(self, arch: str, **sizes: Any) -> None:
         body = borrow("timm").create_model(arch, pretrained=False, num_classes=0, **sizes)
-        super().__init__(patch=32, width=body.num_features, depth=1)
+        widths = [row["num_chs"] for row in body.feature_info]
+        super().__init__(patch=32, width=body.num_features, depth=len(widths), widths=widths)
         self.norm = body.head.norm
         body.head = torch.nn.Identity()
         self.body = body
@@ -55,12 +77,18 @@ class ConvNeXt(Backbone):
     def activations(
         self, images: Tensor, *, layers: Sequence[int], attention: bool = False
     ) -> Activations:
-        """Return Features of the last stage; see Backbone."""
-        _only_the_last(self, layers, attention)
-        maps = self.body.norm_pre(self.body.stages(self.body.stem(images)))  # (B, D, h, w)
-        pooled = self.norm(maps.mean(dim=(2, 3), keepdim=True)).flatten(1)  # (B, D)
-        patch_tokens = self.norm(maps).permute(0, 2, 3, 1)  # (B, h, w, D)
-        return Activations((Features(pooled, patch_tokens),), None)
+        """Return Features of the stages `layers`; see Backbone."""
+        _check_layers(self, layers, attention)
+        maps, features = self.body.stem(images), {}
+        for layer, stage in enumerate(self.body.stages[: max(layers)], start=1):
+            maps = stage(maps)  # (B, C, h, w)
+            features[layer] = _pooled(maps)
+        if self.depth in layers:
+            maps = self.body.norm_pre(maps)
+            pooled = self.norm(maps.mean(dim=(2, 3), keepdim=True)).flatten(1)  # (B, D)
+            patch_tokens = self.norm(maps).permute(0, 2, 3, 1)  # (B, h, w, D)
+            features[self.depth] = Features(pooled, patch_tokens)
+        return _in_order(features, layers)
 
 
 class TimmModel(Backbone):
@@ -71,16 +99,37 @@ class TimmModel(Backbone):
 
     def __init__(self, arch: str, *, small_stem: bool = False, **options: Any) -> None:
         body = timm_body(arch, small_stem=small_stem, **options)
-        super().__init__(patch=timm_stride(body), width=timm_width(body), depth=1)
-        self.body = body
+        rows, width = timm_stage_rows(body), timm_width(body)
+        widths = (*(row["num_chs"] for row in rows[:-1]), width)
+        super().__init__(patch=timm_stride(body), width=width, depth=len(widths), widths=widths)
+        self.body, self._in_blocks = body, len({row["reduction"] for row in rows}) == 1
 
     def activations(
         self, images: Tensor, *, layers: Sequence[int], attention: bool = False
     ) -> Activations:
-        """Return Features of the whole network; see Backbone."""
-        _only_the_last(self, layers, attention)
-        outputs = self.body.forward_features(images)
-        return Activations((timm_features(self.body, outputs, images, patch=self.patch),), None)
+        """Return Features of the stages or blocks `layers`; see Backbone."""
+        _check_layers(self, layers, attention)
+        earlier = sorted(set(layers) - {self.depth})
+        outputs, stages = timm_outputs(self.body, images, earlier)
+        features = {
+            layer: self._earlier(stage, outputs, images)
+            for layer, stage in zip(earlier, stages, strict=True)
+        }
+        if self.depth in layers:
+            features[self.depth] = timm_features(self.body, outputs, images, patch=self.patch)
+        return _in_order(features, layers)
+
+    def _earlier(
+        self, stage: Tensor | tuple[Tensor, Tensor], outputs: Tensor, images: Tensor
+    ) -> Features:
+        """Return Features of a stage before the last; see bodies.timm_outputs."""
+        maps, prefix = (stage, None) if isinstance(stage, Tensor) else stage
+        if outputs.ndim != 3 or not self._in_blocks:
+            return _pooled(maps)
+        tokens = maps.flatten(2).transpose(1, 2)  # (B, P, D)
+        if prefix is not None:
+            tokens = torch.cat([prefix, tokens], dim=1)  # (B, N, D)
+        return timm_features(self.body, self.body.norm(tokens), images, patch=self.patch)
 
 
 class TorchvisionModel(Backbone):
@@ -88,20 +137,28 @@ class TorchvisionModel(Backbone):
 
     Patch tokens are the feature map before the last pooling. A transformer has its own patch
     tokens. A network with neither gets its class token as a map of one position. Some classifiers
-    have layers between pooling and the last Linear, so the two widths may differ. small_stem: see
-    torchvision_body.
+    have layers between pooling and the last Linear, so the two widths may differ. Only ResNets and
+    vision transformers have layers before the last. small_stem: see torchvision_body.
     """
 
     def __init__(self, arch: str, *, small_stem: bool = False, **options: Any) -> None:
         body = torchvision_body(arch, small_stem=small_stem, **options)
         pooled, feature_map, last = _torchvision_nodes(body, arch)
-        super().__init__(patch=torchvision_stride(body), width=last.in_features, depth=1)
+        stages = _torchvision_stages(body)
+        widths = (*list(stages.values())[:-1], last.in_features)
+        super().__init__(
+            patch=torchvision_stride(body),
+            width=last.in_features,
+            depth=len(widths),
+            widths=widths,
+        )
         # torch.fx traces the network for training and evaluation, and drops everything after the
         # nodes.
         extraction = borrow("torchvision.models.feature_extraction")
         wanted = {pooled: "pooled"}
         if feature_map is not None:
             wanted[feature_map] = "map"
+        wanted |= {name: str(layer) for layer, name in enumerate(list(stages)[:-1], start=1)}
         self.body = extraction.create_feature_extractor(
             body, return_nodes=wanted, suppress_diff_warning=True
         )
@@ -109,132 +166,31 @@ class TorchvisionModel(Backbone):
     def activations(
         self, images: Tensor, *, layers: Sequence[int], attention: bool = False
     ) -> Activations:
-        """Return Features of the whole network; see Backbone."""
-        _only_the_last(self, layers, attention)
+        """Return Features of the stages or blocks `layers`; see Backbone."""
+        _check_layers(self, layers, attention)
         outputs = self.body(images)
-        pooled = outputs["pooled"]  # (B, D)
-        maps = outputs.get("map", pooled[:, :, None, None])  # (B, C, h, w), or tokens (B, 1 + P, D)
-        if maps.ndim == 3:
-            grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
-            patch_tokens = torch.unflatten(maps[:, 1:], 1, grid)  # (B, h, w, D)
-        else:
-            patch_tokens = maps.permute(0, 2, 3, 1)  # (B, h, w, C)
-        return Activations((Features(pooled, patch_tokens),), None)
+        features = {
+            layer: self._earlier(outputs[str(layer)], images)
+            for layer in set(layers) - {self.depth}
+        }
+        if self.depth in layers:
+            pooled = outputs["pooled"]  # (B, D)
+            maps = outputs.get("map", pooled[:, :, None, None])  # (B, C, h, w), or (B, 1 + P, D)
+            features[self.depth] = Features(pooled, self._patch_tokens(maps, images))
+        return _in_order(features, layers)
 
+    def _earlier(self, outputs: Tensor, images: Tensor) -> Features:
+        """Return Features of a stage (B, C, h, w), or of a block's tokens (B, 1 + P, D)."""
+        if outputs.ndim != 3:
+            return _pooled(outputs)
+        tokens = self.body.encoder.ln(outputs)  # (B, 1 + P, D)
+        return Features(tokens[:, 0], self._patch_tokens(tokens, images))
 
-def timm_body(arch: str, *, small_stem: bool = False, **options: Any) -> Any:
-    """Build a timm model without its classifier, with weights as timm initializes them.
-
-    small_stem: replace the first convolution by 3×3 at stride 1 and drop the pooling after it.
-    InputError for an unknown name, with similar ones, and for a small stem on a network whose stem
-    is not a ResNet's.
-    """
-    timm = borrow("timm")
-    if not timm.is_model(arch):
-        near = timm.list_models(f"*{arch.split('.')[0][:8]}*")[:5]
-        raise InputError(f"timm has no model {arch!r}; similar names: {', '.join(near) or 'none'}.")
-    name, _, tag = arch.partition(".")
-    tags = timm.list_pretrained(f"{name}.*")
-    if tag and arch not in tags:
-        raise InputError(
-            f"timm has no weights {tag!r} for {name}, only {', '.join(tags[:5]) or 'none'}."
-        )
-    try:
-        body = timm.create_model(
-            arch, pretrained=False, num_classes=0, dynamic_img_size=True, **options
-        )
-    except TypeError:  # only transformers with a position table take dynamic_img_size
-        body = timm.create_model(arch, pretrained=False, num_classes=0, **options)
-    if small_stem:
-        _make_stem_small(body, f"timm's {arch}")
-        removed = next(row["reduction"] for row in body.feature_info if row["module"] == "layer1")
-        # Pooling and exits read their strides from feature_info, which timm does not update.
-        for row in body.feature_info:
-            row["reduction"] = max(1, row["reduction"] // removed)
-    return body
-
-
-def torchvision_body(arch: str, *, small_stem: bool = False, **options: Any) -> Any:
-    """Build a whole torchvision classifier, with weights as torchvision initializes them.
-
-    small_stem and errors as in timm_body.
-    """
-    models = borrow("torchvision.models")
-    names = models.list_models(module=models)
-    if arch not in names:
-        near = difflib.get_close_matches(arch, names, n=5)
-        raise InputError(
-            f"torchvision has no classifier {arch!r}; similar names: {', '.join(near) or 'none'}."
-        )
-    body = models.get_model(arch, weights=None, **options)
-    if small_stem:
-        _make_stem_small(body, f"torchvision's {arch}")
-    return body
-
-
-def timm_features(body: Any, outputs: Tensor, images: Tensor, *, patch: int) -> Features:
-    """Return Features from what a timm model's forward_features returned for the images."""
-    pooled = body.forward_head(outputs, pre_logits=True)  # (B, D)
-    if outputs.ndim == 3:  # (B, N, D) tokens
-        patches = outputs[:, getattr(body, "num_prefix_tokens", 0) :]  # (B, P, D)
-        grid = (images.shape[2] // patch, images.shape[3] // patch)
-        return Features(pooled, torch.unflatten(patches, 1, grid))  # (B, h, w, D)
-    if getattr(body, "output_fmt", "NCHW") == "NHWC":  # Swin and similar
-        return Features(pooled, outputs)
-    return Features(pooled, outputs.permute(0, 2, 3, 1))  # (B, h, w, D)
-
-
-def timm_stride(body: Any) -> int:
-    """Return the stride of the last feature map, in pixels."""
-    embed = getattr(body, "patch_embed", None)
-    if embed is not None and not hasattr(body, "stages") and not hasattr(body, "layers"):
-        return int(embed.patch_size[0])
-    return int(body.feature_info[-1]["reduction"])
-
-
-def timm_width(body: Any) -> int:
-    """Return the width of the vector before the classifier; in some models the last map's width
-    differs."""
-    return int(getattr(body, "head_hidden_size", None) or body.num_features)
-
-
-def torchvision_stride(body: Any) -> int:
-    """Return the stride of the last feature map, in pixels."""
-    models = borrow("torchvision.models")
-    if isinstance(body, models.VisionTransformer):
-        return int(body.patch_size)
-    if isinstance(body, models.ResNet):
-        return resnet_strides(body)[-1]
-    return 32  # its other classifiers halve the size five times
-
-
-def resnet_strides(body: Any) -> tuple[int, ...]:
-    """Return the stride of each of the four stages of a torchvision ResNet, in pixels."""
-    stride = body.conv1.stride[0] * getattr(body.maxpool, "stride", 1)
-    strides = []
-    for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
-        stride *= stage[0].stride  # 1 if the stage is dilated
-        strides.append(stride)
-    return tuple(strides)
-
-
-def borrow(module: str) -> Any:
-    """Import torchvision or timm. EnvironmentProblem if it is missing or incompatible with
-    torch."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise EnvironmentProblem(
-            f"{error.name} is not installed. Run: pip install 'featkit[train]'."
-        ) from error
-    except (RuntimeError, OSError) as error:
-        raise EnvironmentProblem(
-            f"{module.split('.')[0]} cannot be imported with torch {torch.__version__} ({error})."
-            " Install torch and torchvision of the same release, both for CPU or both for CUDA:"
-            " pip install --upgrade torch torchvision."
-        ) from error
+    def _patch_tokens(self, maps: Tensor, images: Tensor) -> Tensor:
+        if maps.ndim != 3:
+            return maps.permute(0, 2, 3, 1)  # (B, h, w, C)
+        grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
+        return torch.unflatten(maps[:, 1:], 1, grid)  # (B, h, w, D)
 
 
 def _pooled(maps: Tensor) -> Features:
@@ -242,32 +198,29 @@ def _pooled(maps: Tensor) -> Features:
     return Features(maps.mean(dim=(2, 3)), maps.permute(0, 2, 3, 1))  # (B, D), (B, h, w, D)
 
 
-def _only_the_last(backbone: Backbone, layers: Sequence[int], attention: bool) -> None:
-    if tuple(layers) != (backbone.depth,) or attention:
-        raise ValueError("this backbone has only its last layer, and no attention weights")
+def _in_order(features: Mapping[int, Features], layers: Sequence[int]) -> Activations:
+    """Return the features of `layers` in the order of the request."""
+    return Activations(tuple(features[layer] for layer in layers), None)
 
 
-def _make_stem_small(body: Any, what: str) -> None:
-    """Replace the stem with that of the CIFAR ResNets (arXiv 1512.03385, section 4.2)."""
-    norm = getattr(body, "bn1", None)
-    first = next(
-        (
-            module
-            for module in getattr(body, "conv1", nn.Identity()).modules()
-            if isinstance(module, nn.Conv2d)
-        ),
-        None,
-    )
-    if first is None or norm is None or not hasattr(body, "maxpool") or not hasattr(body, "layer1"):
-        raise InputError(
-            f"{what} does not begin like a ResNet, so small_stem cannot replace its stem. Leave"
-            " small_stem out. For a vision transformer, set its image size in options, such as"
-            " {img_size: 32, patch_size: 4} in timm."
-        )
-    body.conv1 = nn.Conv2d(first.in_channels, norm.num_features, 3, padding=1, bias=False)
-    # The same initialization as in both libraries.
-    nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
-    body.maxpool = nn.Identity()
+def _check_layers(backbone: Backbone, layers: Sequence[int], attention: bool) -> None:
+    """Raise ValueError for layers that the backbone does not have, for none, and for attention."""
+    known = range(1, backbone.depth + 1)
+    if not layers or attention or not set(layers) <= set(known):
+        only = "only its last layer" if backbone.depth == 1 else f"layers 1 to {backbone.depth}"
+        raise ValueError(f"this backbone has {only}, not {list(layers)}, and no attention weights")
+
+
+def _torchvision_stages(body: Any) -> dict[str, int]:
+    """Return the width of each stage of a ResNet or block of a vision transformer by the name of
+    its node. An empty dictionary for other networks."""
+    models = borrow("torchvision.models")
+    if isinstance(body, models.ResNet):
+        return dict(zip(("layer1", "layer2", "layer3", "layer4"), resnet_widths(body), strict=True))
+    if isinstance(body, models.VisionTransformer):
+        blocks = (f"encoder.layers.{name}" for name, _ in body.encoder.layers.named_children())
+        return dict.fromkeys(blocks, int(body.hidden_dim))
+    return {}
 
 
 def _torchvision_nodes(body: Any, arch: str) -> tuple[str, str | None, nn.Linear]:

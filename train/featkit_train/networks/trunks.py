@@ -17,11 +17,16 @@ from torch import Tensor, nn
 
 from featkit.errors import InputError
 from featkit_train.networks.base import Features
-from featkit_train.networks.borrowed import (
+from featkit_train.networks.bodies import (
     borrow,
     resnet_strides,
+    resnet_widths,
     timm_body,
     timm_features,
+    timm_indices,
+    timm_outputs,
+    timm_prefixes,
+    timm_stage_rows,
     timm_stride,
     timm_width,
     torchvision_body,
@@ -75,7 +80,7 @@ def build_trunk(library: str, arch: str, *, small_stem: bool = False, **options:
     """
     if library == "timm":
         body = timm_body(arch, small_stem=small_stem, **options)
-        if not hasattr(body, "prune_intermediate_layers"):
+        if not timm_stage_rows(body):
             raise InputError(
                 f"timm's {arch} does not give feature maps of its stages, so it cannot have exits."
                 " Leave out the exits, or use another network, such as resnet18."
@@ -99,10 +104,7 @@ class TimmTrunk(Trunk):
     """A timm model, through its forward_intermediates."""
 
     def __init__(self, body: Any) -> None:
-        # In some models timm's feature_info begins with an entry for the stem.
-        first_module = body.feature_info[0]["module"]
-        has_stem = first_module.startswith(("stem", "act", "bn", "conv", "features.norm"))
-        rows = body.feature_info[int(has_stem) :]
+        rows = timm_stage_rows(body)
         strides = [row["reduction"] for row in rows]
         super().__init__(
             patch=timm_stride(body),
@@ -111,16 +113,11 @@ class TimmTrunk(Trunk):
             strides=strides,
             in_blocks=len(set(strides)) == 1,
         )
-        self.body, self._offset = body, int(has_stem)
+        self.body = body
 
     def forward(self, images: Tensor, at: Sequence[int]) -> tuple[list[Stage], Features]:
         """See Trunk."""
-        if at:
-            outputs, stages = self.body.forward_intermediates(
-                images, indices=self._indices(at), **self._prefixes()
-            )
-        else:
-            outputs, stages = self.body.forward_features(images), []
+        outputs, stages = timm_outputs(self.body, images, at)
         features = timm_features(self.body, outputs, images, patch=self.patch)
         return [self._stage(stage) for stage in stages], features
 
@@ -128,24 +125,20 @@ class TimmTrunk(Trunk):
         """See Trunk."""
         (stage,) = self.body.forward_intermediates(
             images,
-            indices=self._indices([at]),
+            indices=timm_indices(self.body, [at]),
             stop_early=True,
             intermediates_only=True,
-            **self._prefixes(),
+            **timm_prefixes(self.body),
         )
         return self._stage(stage)
 
     def cut(self, at: int) -> TimmTrunk:
         """See Trunk."""
         trunk = copy.deepcopy(self)
-        trunk.body.prune_intermediate_layers(trunk._indices([at]), prune_norm=True, prune_head=True)
+        trunk.body.prune_intermediate_layers(
+            timm_indices(trunk.body, [at]), prune_norm=True, prune_head=True
+        )
         return trunk
-
-    def _indices(self, at: Sequence[int]) -> list[int]:
-        return [stage - 1 + self._offset for stage in at]
-
-    def _prefixes(self) -> dict[str, bool]:
-        return {"return_prefix_tokens": True} if getattr(self.body, "num_prefix_tokens", 0) else {}
 
     def _stage(self, outputs: Tensor | tuple[Tensor, Tensor]) -> Stage:
         if isinstance(outputs, Tensor):
@@ -161,14 +154,10 @@ class ResNetTrunk(Trunk):
     def __init__(self, body: Any) -> None:
         strides = resnet_strides(body)
         stages = (body.layer1, body.layer2, body.layer3, body.layer4)
-        widths = [
-            [part for part in stage[-1].modules() if isinstance(part, nn.Conv2d)][-1].out_channels
-            for stage in stages
-        ]
         super().__init__(
             patch=strides[-1],
             width=body.fc.in_features,
-            widths=widths,
+            widths=resnet_widths(body),
             strides=strides,
             in_blocks=False,
         )
