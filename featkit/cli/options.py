@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 from cyclopts import Parameter
@@ -39,10 +38,11 @@ Host: TypeAlias = Annotated[
 ]
 Port: TypeAlias = Annotated[int, Parameter(help="Port to listen on; 0 picks a free one.")]
 EvaluatedModel: TypeAlias = Annotated[
-    Path | None,
+    str | None,
     Parameter(
-        help="A model file, or a run folder of `featkit train`, which runs in torch. The default"
-        " is featkit-tiny, which ships with featkit.",
+        help="A model file; a run folder of `featkit train` or a Hugging Face folder, which run in"
+        " torch; or a published backbone, such as dinov2_vits14 or timm:NAME. The default is"
+        " featkit-tiny, which ships with featkit.",
     ),
 ]
 LabelColumn: TypeAlias = Annotated[

@@ -58,7 +58,7 @@ def knn(
         raise InputError(f"--k is {min(k, default=0)}; it has to be 1 or more.")
     if not temperature > 0:
         raise InputError(f"--temperature is {temperature}; it has to be above 0, such as 0.07.")
-    opened = open_model(model)
+    opened = open_model(model, quiet=quiet or json_)
     from featkit.evaluate.knn import evaluate_knn
 
     gallery, queries = open_two(train, test, limit=limit, flags=select)

@@ -53,7 +53,7 @@ def linear(
         Seed that selects the held-out images of TRAIN.
     """
     need_extra("evaluate", "sklearn")
-    opened = open_model(model)
+    opened = open_model(model, quiet=quiet or json_)
     from featkit.evaluate.linear import MAX_ITERATIONS, evaluate_linear
 
     fitted, judged = open_two(train, test, limit=limit, flags=select)

@@ -73,7 +73,7 @@ def retrieval(
         raise InputError(
             "The ground truth lists the images and the queries; leave out --queries and --limit."
         )
-    opened = open_model(model)
+    opened = open_model(model, quiet=quiet or json_)
     if queries is None:
         source, asked = open_images(photos, limit=limit, flags=select), None
     else:

@@ -7,7 +7,6 @@ The file must have every tensor of the backbone in the right shape; any other co
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from featkit_train.published.loading import fill, find_tensors, folder_geometry,
 from featkit_train.published.preprocessor import find_preprocessor, read_preprocessor
 from featkit_train.published.timm_models import load_timm
 from featkit_train.published.weight_files import CONFIG, Weights, read_json, read_weights
-from featkit_train.published.zoo import PUBLISHED, Published, find_by_config, find_published
+from featkit_train.published.zoo import Published, find_by_config, find_published, similar_names
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, is_featkits, load_backbone
 
 TIMM = "timm:"
@@ -211,8 +210,7 @@ def _recognize(folder: Path) -> Published:
 
 
 def _unknown(name: str) -> str:
-    known = [alias for row in PUBLISHED.values() for alias in (row.name, *row.aliases)]
-    near = difflib.get_close_matches(name, known, n=3)
+    near = similar_names(name)
     similar = f"; similar names: {', '.join(near)}" if near else ""
     return (
         f"{name} is not a published backbone (featkit export --list shows them{similar}),"

@@ -8,6 +8,7 @@ A new weight family is new rows here and, if its files use new names, a map in `
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -263,6 +264,12 @@ def find_published(name: str) -> Published | None:
     if name in PUBLISHED:
         return PUBLISHED[name]
     return next((row for row in PUBLISHED.values() if name in row.aliases or name == row.hub), None)
+
+
+def similar_names(name: str) -> list[str]:
+    """Return up to three names of published backbones that resemble an unknown one."""
+    known = [alias for row in PUBLISHED.values() for alias in (row.name, *row.aliases)]
+    return difflib.get_close_matches(name, known, n=3)
 
 
 def find_by_config(config: Mapping[str, Any]) -> list[Published]:
