@@ -57,7 +57,7 @@ class Ranking:
     @property
     def score(self) -> GroupScore:
         """The means over all queries."""
-        shares = self.recall.mean(axis=0)
+        shares = [self.recall[:, position].mean() for position in range(len(RECALL_AT))]
         return GroupScore(
             name=self.name,
             mean_average_precision=float(self.precision.mean()),
@@ -145,7 +145,8 @@ def no_match(source: str, column: str, *, queries: str) -> InputError:
     """Return the error that no query has a match; source and queries are names of sources."""
     return InputError(
         f"No query of {queries} has another image of its group in {source} by the column {column};"
-        " choose a column with --group whose values several images share."
+        " choose a column with --group whose values several images share, or more images with"
+        " --limit."
     )
 
 

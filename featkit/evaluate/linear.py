@@ -269,6 +269,8 @@ def fit(features: np.ndarray, labels: np.ndarray, l2s: Sequence[float]) -> list[
         regression.set_params(C=1 / (l2 * len(labels)))  # C weighs the sum of the losses
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
+            # Labels are codes, which resemble a regression if most of them are rare.
+            warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
             regression.fit((wide - mean) / std, labels)
         weights, biases = regression.coef_.T.copy(), regression.intercept_.copy()
         if len(regression.classes_) == 2:  # one column: the second class against the first
