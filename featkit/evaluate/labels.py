@@ -18,6 +18,7 @@ from featkit.evaluate.embedding import (
 from featkit.sources import Source
 
 LABEL = "label"
+MOST_FREQUENT = "most frequent label"  # the baseline's name in reports
 # Used if a source has no column `label`: the .cls members of a tar, or an image's folder.
 STAND_INS = {LABEL: ("class", "folder")}
 SHOWN = 3

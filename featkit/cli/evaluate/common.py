@@ -22,34 +22,74 @@ def open_images(
     check_column: bool = True,
 ) -> Source:
     """Open a source, or `limit` of its images, spread evenly."""
-    from featkit.sources import open_source, thinned
+    from featkit.sources import open_source
 
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit is {limit}; it has to be 1 or more.")
+    refuse_none("--limit", limit)
     source = open_source(spec, selection=selection_of(flags), check_column=check_column)
     note_passed_over(source)
-    return source if limit is None else thinned(source, limit)
+    return limited(source, limit)
 
 
 def open_two(
     first: Path, second: Path, *, limit: int | None = None, flags: SelectionFlags | None = None
 ) -> tuple[Source, Source]:
     """Open two sources. The chosen column must exist in at least one of them."""
-    from featkit.sources.opening import refuse_unused_column
-
-    sources = [
-        open_images(spec, limit=limit, flags=flags, check_column=False) for spec in (first, second)
-    ]
-    refuse_unused_column(selection_of(flags), *sources)
+    sources = open_several((first, second), limit=limit, flags=flags)
     return sources[0], sources[1]
 
 
-def print_failures(failures: Sequence[tuple[str, str]]) -> None:
-    """Print the first of the images that were left out, with the reason for each."""
+def open_several(
+    specs: Sequence[Path], *, limit: int | None = None, flags: SelectionFlags | None = None
+) -> list[Source]:
+    """Open sources. The chosen column must exist in at least one of them."""
+    from featkit.sources.opening import refuse_unused_column
+
+    sources = [open_images(spec, limit=limit, flags=flags, check_column=False) for spec in specs]
+    if sources:
+        refuse_unused_column(selection_of(flags), *sources)
+    return sources
+
+
+def limited(source: Source, limit: int | None) -> Source:
+    """Return at most `limit` images of a source, spread evenly; all for None."""
+    from featkit.sources import thinned
+
+    refuse_none("--limit", limit)
+    return source if limit is None else thinned(source, limit)
+
+
+def last_of(source: Source, last: int | None) -> Source:
+    """Return at most `last` images from the end of a source; all for None."""
+    from featkit.sources import subset
+
+    refuse_none("--last", last)
+    if last is None:
+        return source
+    return subset(source, range(max(0, len(source) - last), len(source)))
+
+
+def refuse_none(option: str, count: int | None) -> None:
+    """Raise InputError if a number of images is given and is not positive."""
+    if count is not None and count < 1:
+        raise InputError(f"{option} is {count}; it has to be 1 or more.")
+
+
+def print_failures(
+    failures: Sequence[tuple[str, str]], sources: Sequence[str] | None = None
+) -> None:
+    """Print the first of the images that were left out, with the reason for each.
+
+    sources: the name of the source of each, if there are several.
+    """
     from featkit.embeddings import SHOWN_FAILURES
 
-    if failures:
-        print_table("Left out", ("image", "why"), failures[:SHOWN_FAILURES])
+    rows: list[tuple[str, ...]] = list(failures[:SHOWN_FAILURES])
+    columns: tuple[str, ...] = ("image", "why")
+    if sources is not None:
+        columns = ("source", *columns)
+        rows = [(source, *row) for source, row in zip(sources, rows, strict=False)]
+    if rows:
+        print_table("Left out", columns, rows)
     if len(failures) > SHOWN_FAILURES:
         stdout().print(f"... and {len(failures) - SHOWN_FAILURES:,} more.")
 

@@ -4,11 +4,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from featkit.cli.console import ProgressReporter, print_json, print_table
-from featkit.cli.evaluate.common import figure, interval, open_images, print_failures
+from featkit.cli.evaluate.common import (
+    figure,
+    interval,
+    last_of,
+    limited,
+    open_images,
+    print_failures,
+    refuse_none,
+)
 from featkit.cli.evaluated_model import open_model
-from featkit.cli.options import AsJson, EvaluatedModel, Quiet
+from featkit.cli.options import AsJson, EvaluatedModel, Limit, Quiet
 from featkit.cli.selecting import SelectionFlags
-from featkit.errors import InputError
 from featkit.wording import counted
 
 
@@ -19,6 +26,7 @@ def copies(
     model: EvaluatedModel = None,
     seed: int = 0,
     last: int | None = None,
+    limit: Limit = None,
     quiet: Quiet = False,
     json_: AsJson = False,
     select: SelectionFlags | None = None,
@@ -41,15 +49,12 @@ def copies(
     last
         Use only the last images of the source, at most this many.
     """
-    if last is not None and last < 1:
-        raise InputError(f"--last is {last}; it has to be 1 or more.")
-    opened = open_model(model)
+    refuse_none("--last", last)
+    refuse_none("--limit", limit)
+    opened = open_model(model, quiet=quiet or json_)
     from featkit.evaluate.copies import evaluate_copies
-    from featkit.sources import subset
 
-    source = open_images(photos, flags=select)
-    if last is not None:
-        source = subset(source, range(max(0, len(source) - last), len(source)))
+    source = limited(last_of(open_images(photos, flags=select), last), limit)
     with ProgressReporter("copies", total=len(source), quiet=quiet or json_) as progress:
         report = evaluate_copies(source, opened, seed=seed, on_progress=progress)
     if json_:

@@ -17,7 +17,7 @@ from tests.export.backbones import make_run
 from tests.featkit.cli.test_app import modules_after
 from tests.featkit.evaluate.labeled import write_kinds_folder, write_kinds_parquet, write_kinds_tar
 
-YARDSTICKS = ("copies", "knn", "linear", "retrieval")
+YARDSTICKS = ("all", "copies", "knn", "linear", "retrieval")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,7 @@ def test_help_loads_no_engine() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
+        ["all", "--train", "a.tar", "--test", "b.parquet", "--retrieval", "b.parquet"],
         ["copies", "photos"],
         ["knn", "a.tar", "b.parquet", "--k", "1", "--k", "5"],
         ["linear", "a.tar", "b.parquet"],
