@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from featkit._version import __version__
+from featkit.modelfile import read_manifest
+from featkit.models import default_model_path
 from tests.images import draw_image
 
 ROOT = Path(__file__).parents[2]
@@ -87,8 +89,9 @@ def test_a_wheel_works_in_an_environment_that_has_nothing_else(wheel: Path, tmp_
         home / "bin" / "featkit", "embed", "one.jpg", "--out", "emb", "--json", cwd=tmp_path
     )
     assert json.loads(printed)["embedded_now"] == 1
+    width = read_manifest(default_model_path()).width
     program = (
         "import featkit; v = featkit.Embedder().embed(['one.jpg']); print(v.shape, v.dtype,"
         " round(float(v[0] @ v[0]), 4))"
     )
-    assert run(python, "-c", program, cwd=tmp_path).strip() == "(1, 192) float32 1.0"
+    assert run(python, "-c", program, cwd=tmp_path).strip() == f"(1, {width}) float32 1.0"

@@ -274,7 +274,7 @@ class Recorder:
 
     def _embed(self, featkit: Featkit, name: str) -> Iterable[tuple[str, Values]]:
         out = f"{OUT}/{name}.emb"
-        options = ("--backend", "onnxruntime", "--precision", "fp32", "--threads", "1")
+        options = ("--backend", "onnxruntime", "--threads", "1")  # in the file's own precision
         featkit("embed", f"{INPUTS}/{name}", "--out", out, "--shard-size", 16, "--quiet", *options)
         return read_embeddings(self.work / out)
 

@@ -17,7 +17,7 @@ from featkit.backends import Cancel, Cancelled, Run, open_backend
 from featkit.backends.base import BF16
 from featkit.backends.drawn import drawn_images
 from featkit.errors import FeatkitError
-from featkit.modelfile import ATTENTION, EMBEDDING, OUTPUTS, PATCHES
+from featkit.modelfile import ATTENTION, EMBEDDING, OUTPUTS, PATCHES, read_manifest
 from featkit.models import default_model_path
 from tests.featkit.backends.engines import RUNS
 from tests.featkit.backends.graphs import HEADS, WIDTH, make_layered_file
@@ -100,8 +100,10 @@ def test_an_output_by_itself_is_what_it_is_among_others(layered: Path, run: Run)
 
 @pytest.mark.parametrize("run", RUNS)
 def test_a_vector_ignores_a_checkerboard_in_its_batch(run: Run) -> None:
-    backend = open_backend(default_model_path(), run, threads=1)
-    images, extreme = drawn_images(4, height=64, width=64), checkerboard(64, 64)
+    path = default_model_path()
+    backend, size = open_backend(path, run, threads=1), read_manifest(path).geometry
+    images = drawn_images(4, height=size.height, width=size.width)
+    extreme = checkerboard(size.height, size.width)
     alone = np.concatenate([backend.run(image[None])[EMBEDDING] for image in images])
     for count in (1, 3, 7):
         batch = np.concatenate([images, np.repeat(extreme[None], count, axis=0)])
