@@ -42,9 +42,9 @@ def all_(
     *,
     train: Path | None = None,
     test: Path | None = None,
-    retrieval: Annotated[list[Path] | None, Parameter(negative=())] = None,
+    retrieval: Annotated[list[Path] | None, Parameter(negative=(), consume_multiple=True)] = None,
     copies: Path | None = None,
-    model: Annotated[list[str] | None, Parameter(negative=())] = None,
+    model: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
     label: str = "label",
     group: str = "label",
     k: int = 20,
@@ -76,13 +76,13 @@ def all_(
         The labeled images that kNN and the linear classifier have to classify.
     retrieval
         Images that are searched by each other: a folder, a .tar, a .parquet, or anything else that
-        `featkit embed` takes. Can be repeated.
+        `featkit embed` takes. Takes several, and can be repeated.
     copies
         Images that are searched by edited copies of themselves. Needs no labels.
     model
         A model file; a run folder of `featkit train` or a Hugging Face folder, which run in torch;
-        or a published backbone, such as dinov2_vits14 or timm:NAME. Can be repeated, to compare
-        models. The default is featkit-tiny, which ships with featkit.
+        or a published backbone, such as dinov2_vits14 or timm:NAME. Takes several, and can be
+        repeated, to compare models. The default is featkit-tiny, which ships with featkit.
     label
         The label column, in both --train and --test. `label` also means a tar's .cls members, or
         the name of the folder that holds the image.

@@ -159,6 +159,15 @@ def test_markdown_has_the_same_figures_and_nothing_else() -> None:
             assert cell == f"{figure['value']:.3f} ({low:.3f}–{high:.3f})"
 
 
+def test_a_shell_pattern_gives_several_sources_and_models() -> None:
+    several = ("--retrieval", "b.parquet", "photos", "--model", "1.onnx", "2.onnx", "--json")
+    each = ("--retrieval", "b.parquet", "--retrieval", "photos", "--retrieval", "photos")
+    models = ("--model", "1.onnx", "--model", "2.onnx")
+    said = run_featkit("evaluate", "all", *several)
+    assert said.code == 0
+    assert said.out == run_featkit("evaluate", "all", *each, *models, "--json").out
+
+
 def test_last_chooses_images_of_copies_only() -> None:
     command = ("evaluate", "all", "--retrieval", "photos", "--copies", "photos", "--last", 3)
     report = json.loads(run_featkit(*command, "--model", "1.onnx", "--json").out)
