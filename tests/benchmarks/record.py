@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from featkit.atomic import write_text
 from featkit.resources import usable_cpus
 
 RESULTS = Path(__file__).parent / "results"
@@ -55,16 +56,22 @@ def write_result(name: str, figures: Mapping[str, Any], *, keep: bool | None = N
     machine and the versions to results/NAME.json."""
     for figure, value in figures.items():
         print(f"{figure:>42}  {value}")
-    if not (not is_quick() if keep is None else keep):
-        return
+    if not is_quick() if keep is None else keep:
+        save_result(name, figures)
+
+
+def save_result(name: str, figures: Mapping[str, Any], *, folder: Path | None = None) -> None:
+    """Write figures with the machine and the versions to FOLDER/NAME.json, results/ by default,
+    complete or not at all."""
     record = {"figures": figures, "machine": machine(), "versions": versions()}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    folder = folder or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")
 
 
-def read_figures(name: str) -> dict[str, Any]:
-    """Those that results/NAME.json holds, or none."""
-    path = RESULTS / f"{name}.json"
+def read_figures(name: str, *, folder: Path | None = None) -> dict[str, Any]:
+    """Return those of FOLDER/NAME.json, results/ by default, or none."""
+    path = (folder or RESULTS) / f"{name}.json"
     return json.loads(path.read_text())["figures"] if path.is_file() else {}
 
 
