@@ -13,9 +13,9 @@ import onnxruntime as ort
 from featkit.digests import sha256_of
 from featkit.errors import InputError
 from featkit.geometry import Geometry
-from featkit.modelfile import INPUT, Manifest
-from featkit.whitening import Whitening
-from featkit.wording import counted
+from featkit.modelfile import EMBEDDING, INPUT, Manifest
+from featkit.sources import open_source
+from featkit.whitening import DEFAULT_DIM, FULL_POWER, Whitening, check_count
 from featkit_export.graph import (
     OPSET,
     EmbeddingGraph,
@@ -25,7 +25,7 @@ from featkit_export.graph import (
     width_of,
 )
 from featkit_export.recipe import Recipe
-from featkit_export.report import ExportReport, OnStep, no_step
+from featkit_export.report import ExportError, ExportReport, OnStep, no_step
 from featkit_export.request import ExportRequest
 from featkit_export.seal import drafting_folder, seal
 from featkit_export.traced import Traced
@@ -38,6 +38,7 @@ from featkit_export.verify import (
     open_proven,
     require_parity,
 )
+from featkit_export.whitening_images import fit_to_images
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.exits import ExitedBackbone
 from featkit_train.networks.vit import VisionTransformer
@@ -53,22 +54,47 @@ def export_pretrained(request: ExportRequest, *, on_step: OnStep | None = None) 
     """Write the model file of a published backbone or a run folder; see `request.export`."""
     begin = on_step or no_step
     recipe = request.recipe
+    whitening = Whitening.load(request.whiten) if request.whiten else None
+    images = open_source(request.whiten_on) if request.whiten_on else None
+    dim = DEFAULT_DIM if request.dim is None else request.dim
+    if images is not None:
+        check_count(len(images), dim=dim)
     begin("reading the weights")
     backbone, info = load_pretrained(
         request.source, weights=request.weights, branch=request.branch, quiet=on_step is None
     )
     info = dataclasses.replace(info, origin=_with_digest(info, Path(request.source)))
     backbone, info = cut_at(backbone, info, request.exit)
-    return export_backbone(
+    fitted = None
+    if images is not None:
+        check_recipe(recipe, backbone, info.name)
+        with drafting_folder(request.out) as folder:
+            plain = folder / "plain.onnx"
+            vectors_only = dataclasses.replace(recipe, outputs=(EMBEDDING,))
+            export_backbone(
+                backbone, info, plain, recipe=vectors_only, size=request.size, on_step=begin
+            )
+            fitted = fit_to_images(
+                images,
+                plain,
+                dim=dim,
+                power=FULL_POWER if request.power is None else request.power,
+                on_step=begin,
+            )
+        whitening = fitted.whitening
+    report = export_backbone(
         backbone,
         info,
         request.out,
         recipe=recipe,
-        whitening=Whitening.load(request.whiten) if request.whiten else None,
+        whitening=whitening,
         size=request.size,
         name=request.name,
         on_step=begin,
     )
+    if images is None or fitted is None:
+        return report
+    return dataclasses.replace(report, remarks=(*report.remarks, fitted.remark(images)))
 
 
 def export_backbone(
@@ -107,6 +133,7 @@ def export_backbone(
             traced, comparisons = _proven(module, folder, geometry, size, on_step)
         except (TraceError, ParityError) as error:
             if size is not None or isinstance(backbone, VisionTransformer):
+                _blame_whitening(error, whitening)
                 raise
             # Tracing fixes a size in some architectures; they still work at their native size.
             size = (geometry.height, geometry.width)
@@ -116,7 +143,11 @@ def export_backbone(
                 " accepts"
                 f" only {size[0]}×{size[1]}.",
             )
-            traced, comparisons = _proven(module, folder, geometry, size, on_step)
+            try:
+                traced, comparisons = _proven(module, folder, geometry, size, on_step)
+            except ParityError as again:
+                _blame_whitening(again, whitening)
+                raise
         else:
             if size is not None:
                 on_step("timing it against a graph of every size")
@@ -261,6 +292,16 @@ def _proven(
     return traced, comparisons
 
 
+def _blame_whitening(error: ExportError, whitening: Whitening | None) -> None:
+    """Raise the error with what to do, if a whitening is its likely cause."""
+    if whitening is not None and isinstance(error, ParityError):
+        raise ParityError(
+            error.reason,
+            "nothing was written. Whitening amplifies rounding in directions of little variance;"
+            " fit it to more images, keep fewer dimensions with --dim, or use a lower --power",
+        ) from error
+
+
 def _check_weights(backbone: Backbone, info: BackboneInfo) -> None:
     problem = not_finite(backbone.state_dict())
     if problem is not None:
@@ -285,11 +326,7 @@ def _whitened(manifest: Manifest, whitening: Whitening) -> Manifest:
             f" not to this one's ({manifest.made_of}); fit it to embeddings by this model, exported"
             " without --whiten."
         )
-    about = (
-        f"{counted(whitening.num_vectors, 'vector')}, {whitening.explained:.1%} of the variance"
-        " kept"
-    )
-    return dataclasses.replace(manifest, whitened=about)
+    return dataclasses.replace(manifest, whitened=whitening.about)
 
 
 def _speedup(module: EmbeddingGraph, fixed: Traced, folder: Path, geometry: Geometry) -> float:

@@ -20,10 +20,12 @@ from typing import Literal, TypeAlias
 from featkit.errors import InputError
 from featkit.extras import need_extra
 from featkit.modelfile import EMBEDDING, OUTPUTS, read_manifest
+from featkit.whitening import check_power
 from featkit_export.recipe import FILE_FEATURES, FileFeature, Join, Recipe
 from featkit_export.report import ExportReport, OnStep, no_step
 
 HUB = "hub:"
+WHITENING = ("whiten", "whiten_on", "dim", "power")
 FP32: Literal["fp32"] = "fp32"
 # Weights for torch in a Hugging Face folder; each may also come as an index of several files.
 TORCH_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -42,6 +44,9 @@ class ExportRequest:
     feature: None means cls, or pooler if an adopted ONNX file has no class token.
     layers: blocks of a transformer or stages of a CNN, counted from 1; an empty tuple means the
     last.
+    whiten: a file of `featkit whiten` to fold into the graph. whiten_on: images to fit a whitening
+    to instead: anything that `featkit embed` takes. dim, power: of that whitening, as in
+    `featkit.whitening.fit_whitening`; None means 128 and 1.
     size: the only (height, width) in pixels that the file accepts; None keeps sizes dynamic.
     exit: of a network with early exits, the one to cut at, counted from 1; None means the deepest.
     calibration: images for int8; required for it, and refused for other precisions.
@@ -57,6 +62,9 @@ class ExportRequest:
     join: Join = "concat"
     outputs: tuple[str, ...] = (EMBEDDING,)
     whiten: Path | None = None
+    whiten_on: Path | None = None
+    dim: int | None = None
+    power: float | None = None
     size: tuple[int, int] | None = None
     exit: int | None = None
     name: str | None = None
@@ -70,6 +78,18 @@ class ExportRequest:
                 "--precision int8 and --calibrate IMAGES go together: int8 takes its scales from"
                 " these images and is checked on them."
             )
+        if self.whiten is not None and self.whiten_on is not None:
+            raise InputError(
+                "--whiten folds in an existing file and --whiten-on fits a new one to images; pass"
+                " only one of them."
+            )
+        if self.whiten_on is None and (self.dim is not None or self.power is not None):
+            raise InputError(
+                "--dim and --power are of the whitening that --whiten-on IMAGES fits; add it, or"
+                " pass them to `featkit whiten`."
+            )
+        if self.power is not None:
+            check_power(self.power)
         if self.feature is not None and self.feature not in FILE_FEATURES:
             raise InputError(
                 f"The feature {self.feature} does not exist; choose from"
@@ -103,7 +123,7 @@ class ExportRequest:
         defaults = ExportRequest(source=self.source, out=self.out)
         given = [name for name in options if getattr(self, name) != getattr(defaults, name)]
         if given:
-            flags = ", ".join(f"--{name}" for name in given)
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise InputError(f"{because}, so its network cannot change; leave out {flags}.")
 
 
@@ -146,7 +166,7 @@ def _lower_model_file(request: ExportRequest, on_step: OnStep) -> ExportReport:
         )
     need_extra("export", "onnx", engines=("onnxruntime",))
     request.refuse(
-        *("weights", "branch", "feature", "layers", "join", "outputs", "whiten", "size", "exit"),
+        *("weights", "branch", "feature", "layers", "join", "outputs", *WHITENING, "size", "exit"),
         because=f"{request.source} is a model file",
     )
     return _lower(Path(request.source), request, on_step)
@@ -184,7 +204,7 @@ def _adopt(request: ExportRequest, on_step: OnStep | None) -> ExportReport:
     from featkit_export.fetch import fetch_onnx, license_of
 
     request.refuse(
-        *("weights", "branch", "layers", "join", "whiten", "exit"),
+        *("weights", "branch", "layers", "join", *WHITENING, "exit"),
         because=f"{request.source} is an ONNX file made elsewhere",
     )
     begin = on_step or no_step

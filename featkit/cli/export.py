@@ -26,6 +26,9 @@ def export(
     join: Literal["concat", "mean"] = "concat",
     outputs: str = "embedding",
     whiten: Path | None = None,
+    whiten_on: Path | None = None,
+    dim: int | None = None,
+    power: float | None = None,
     size: str | None = None,
     exit_: int | None = None,
     precision: Literal["fp32", "fp16", "int8"] = "fp32",
@@ -45,6 +48,8 @@ def export(
     Example: featkit export dino_vits16 --weights dino_deitsmall16_pretrain.pth --out m.onnx
 
     Example: featkit export run/ --out m.onnx
+
+    Example: featkit export run/ --feature gem --whiten-on images/ --dim 32 --out m.onnx
 
     Example: featkit export m.onnx --precision int8 --calibrate images/ --out m8.onnx
 
@@ -69,15 +74,24 @@ def export(
         (gem) of the patch tokens, or two of these concatenated. pooler is the pooler_output of an
         ONNX file made elsewhere, the default for files without a class token.
     layers
-        Blocks to take the feature from, counted from 1, such as 9,10,11,12. The default is the last
-        block.
+        Blocks of a transformer, or stages of a convolutional network, to take the feature from,
+        counted from 1, such as 9,10,11,12 or 2,3,4. The default is the last.
     join
-        How to combine several --layers into one vector: concatenate or average them.
+        How to combine several --layers into one vector: concatenate them, or average them if their
+        widths are equal.
     outputs
         Outputs of the file, separated by commas: embedding, and optionally patches (one vector per
         patch) and attention (of the class token).
     whiten
         Fold the whitening statistics of `featkit whiten` into the graph.
+    whiten_on
+        Fit a whitening to these images and fold it into the graph: a few thousand images like those
+        you will search, as anything that `featkit embed` takes.
+    dim
+        The number of dimensions that --whiten-on keeps. The default is 128.
+    power
+        How far --whiten-on makes variances equal, from 0 to 1, as in `featkit whiten`. The default
+        is 1, whitening.
     size
         Fix the image size in pixels, such as 224 or 336x504 (height x width). The file becomes
         faster and accepts no other size.
@@ -116,6 +130,9 @@ def export(
         join=join,
         outputs=parse_outputs(outputs),
         whiten=whiten,
+        whiten_on=whiten_on,
+        dim=dim,
+        power=power,
         size=parse_size(size),
         exit=exit_,
         name=name,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.decomposition import PCA
 
 from featkit.whitening import FLOOR, FORMAT, Whitening, fit_whitening
 from featkit.wording import counted
@@ -55,6 +56,58 @@ def test_fit_equals_pca_by_svd(dim: int) -> None:
     assert found.explained == pytest.approx(explained, rel=1e-9)
     assert (found.num_vectors, found.model) == (400, "m")
     assert found.mean.dtype == found.components.dtype == np.dtype(np.float32)
+
+
+def test_full_power_equals_whitening_of_scikit_learn() -> None:
+    vectors = drawn_vectors()
+    found = fit_whitening([vectors], dim=7, model="m").apply(vectors)
+    oracle = PCA(n_components=7, whiten=True, svd_solver="full").fit(vectors.astype(np.float64))
+    expected = oracle.transform(vectors.astype(np.float64))
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    signs = np.sign((found * expected).sum(axis=0))  # a direction has no definite sign
+    np.testing.assert_allclose(found, expected * signs, atol=2e-5)
+
+
+@pytest.mark.parametrize("power", [0, 0.25, 0.5, 1.0])
+def test_power_scales_each_direction_by_its_variance(power: float) -> None:
+    vectors = drawn_vectors()
+    found = fit_whitening([vectors], dim=7, model="m", power=power)
+    oracle = PCA(n_components=7, svd_solver="full").fit(vectors.astype(np.float64))
+    variances = oracle.explained_variance_ * 399 / 400  # of n vectors, not n - 1
+    for row, direction, variance in zip(
+        found.components, oracle.components_, variances, strict=True
+    ):
+        expected = direction / np.sqrt(variance) ** power
+        sign = np.sign(row @ expected)
+        np.testing.assert_allclose(row, sign * expected, rtol=2e-4, atol=2e-5)
+    assert found.power == power
+
+
+def test_power_of_zero_keeps_all_distances_of_centered_vectors() -> None:
+    vectors = drawn_vectors()
+    found = fit_whitening([vectors], dim=12, model="m", power=0)
+    centered = vectors - found.mean
+    centered /= np.linalg.norm(centered, axis=1, keepdims=True)
+    turned = found.apply(vectors)
+    np.testing.assert_allclose(turned @ turned.T, centered @ centered.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("power", [-0.01, 1.01, float("nan"), float("inf")])
+def test_power_outside_zero_to_one_is_refused(power: float) -> None:
+    with refused(f"A power of {power:g} is not between 0 and 1"):
+        fit_whitening([drawn_vectors()], dim=5, model="m", power=power)
+
+
+def test_file_of_an_earlier_version_has_full_power(tmp_path: Path) -> None:
+    path = tmp_path / "w.npz"
+    fit_whitening([drawn_vectors()], dim=5, model="m", power=0.5).save(path)
+    assert Whitening.load(path).power == 0.5
+    assert Whitening.load(path).about.endswith("% of the variance kept, power 0.5")
+    with np.load(path) as arrays:
+        values = {name: arrays[name] for name in arrays.files if name != "power"}
+    np.savez(path, **values)
+    assert Whitening.load(path).power == 1
+    assert Whitening.load(path).about.endswith("% of the variance kept")
 
 
 def test_whitened_dimensions_are_uncorrelated_with_variance_one() -> None:

@@ -188,6 +188,11 @@ def test_every_flag_reaches_the_file(folder: Path, tmp_path: Path) -> None:
         ("--outputs tokens", "--outputs tokens do not exist"),
         ("--exit 1", "drawn has no early exits; leave out --exit"),
         ("--whiten none.npz", "none.npz does not exist; make it with `featkit whiten`"),
+        ("--whiten-on none", "none does not exist"),
+        ("--whiten-on none --whiten w.npz", "pass only one of them"),
+        ("--dim 8", "are of the whitening that --whiten-on IMAGES fits"),
+        ("--power 0.5", "are of the whitening that --whiten-on IMAGES fits"),
+        ("--whiten-on none --power 2", "A power of 2 is not between 0 and 1"),
     ],
 )
 def test_flags_that_do_not_fit_the_model_are_refused(
@@ -499,6 +504,7 @@ def test_a_model_file_in_full_precision_is_not_written_again(folder: Path, tmp_p
         ("--size 64", "--size"),
         ("--weights w.pth --branch student", "--weights, --branch"),
         ("--whiten w.npz", "--whiten"),
+        ("--whiten-on images --dim 8 --power 0.5", "--whiten-on, --dim, --power"),
     ],
 )
 def test_options_that_do_not_apply_to_a_model_file_are_refused(
@@ -639,6 +645,7 @@ def test_a_published_file_can_be_written_in_fp16_at_once(community: Path, tmp_pa
         ("--layers 1,2 --join mean", "--layers, --join"),
         ("--weights w.pth --branch student", "--weights, --branch"),
         ("--whiten w.npz", "--whiten"),
+        ("--whiten-on images --dim 8 --power 0.5", "--whiten-on, --dim, --power"),
     ],
 )
 def test_options_that_do_not_apply_to_an_onnx_file_are_refused(

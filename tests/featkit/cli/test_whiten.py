@@ -94,10 +94,24 @@ def test_json_holds_the_figures_and_the_file_is_the_same(folder: Path, tmp_path:
     assert json.loads(said.out) == {
         "out": str(tmp_path / "w.npz"),
         "dim": DIM,
+        "power": 1.0,
         "num_vectors": NUM_IMAGES,
         "explained": explained,
     }
     assert (tmp_path / "w.npz").read_bytes() == (folder / "w.npz").read_bytes()
+
+
+def test_a_power_scales_the_directions_less(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "w.npz"
+    said = run_featkit("whiten", folder / "emb", "--dim", DIM, "--power", "0.5", "--out", out)
+    assert (said.code, said.error) == (0, "")
+    half, full = Whitening.load(out), Whitening.load(folder / "w.npz")
+    scales = np.linalg.norm(full.components, axis=1, keepdims=True)
+    np.testing.assert_allclose(half.components * np.sqrt(scales), full.components, rtol=1e-4)
+    assert (half.power, full.power) == (0.5, 1.0)
+    said = run_featkit("whiten", folder / "emb", "--power", "1.5", "--out", tmp_path / "no.npz")
+    assert (said.code, is_one_sentence(said)) == (2, True)
+    assert "A power of 1.5 is not between 0 and 1" in said.error
 
 
 def test_the_exported_graph_whitens_as_the_statistics_do(folder: Path, whitened: Path) -> None:
