@@ -266,6 +266,25 @@ class LabelsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JointConfig:
+    """Labels beside DINO's loss, by a cosine classifier behind a projector (t-ReX, arXiv
+    2206.15369)."""
+
+    label_weight: float = 1.0
+    """Weight of the labels' cross-entropy."""
+    self_weight: float = 1.0
+    """Weight of DINO's loss."""
+    temperature: float = 0.1
+    """Temperature of the classifier's cosines."""
+    num_layers: Positive = 2
+    """Linear layers of the projector; 1 has no hidden layer."""
+    hidden_width: Positive = 1024
+    """Width of the projector's hidden layers."""
+    bottleneck_width: Positive = 256
+    """Width of the vectors that are compared with the classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class KnowledgeConfig:
     """Learning from a teacher's outputs, besides the labels."""
 
@@ -433,6 +452,7 @@ class TrainConfig:
     pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
+    joint: JointConfig = field(default_factory=JointConfig)
     knowledge: KnowledgeConfig = field(default_factory=KnowledgeConfig)
     born_again: BornAgainConfig = field(default_factory=BornAgainConfig)
     self_training: SelfTrainingConfig = field(default_factory=SelfTrainingConfig)

@@ -16,8 +16,9 @@ from featkit_train.config import TrainConfig
 from featkit_train.engine.step import Engine
 from featkit_train.images.crops import CropDataset
 from featkit_train.images.order import EpochOrder, split_held_out
-from featkit_train.methods import Labels
+from featkit_train.methods import METHODS, Labels
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
+from featkit_train.methods.labels import labels_to_learn
 from featkit_train.processes.device import pick_autocast, pick_device
 from featkit_train.processes.distributed import ALONE, World, local_device
 from featkit_train.run_folder import SNAPSHOTS, RunFolder
@@ -30,7 +31,7 @@ class RunParts:
 
     sources: images to learn from. held_out: images to measure on; None takes a share of the
     sources, which is then not trained on. labels: class labels and a teacher, for methods with
-    labels.
+    labels; None reads the labels from the sources.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class RunParts:
             wanted=config.run.held_out if held_out is None else 0,
             seed=config.run.seed,
         )
+        if labels is None and METHODS[config.method].reads_labels:
+            labels = labels_to_learn(source, config.labels.column, self.train_ids)
         if labels is not None and labels.indices is not None:
             self.train_ids = labels.indices
         self.order = epoch_order(config, source, self.train_ids, world=world)

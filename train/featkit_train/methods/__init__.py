@@ -37,14 +37,14 @@ def make_method(
         raise InputError(f"There is no method {config.method}; it is one of: {', '.join(METHODS)}.")
     method = METHODS[config.method]
     check_unread(config, method)
-    if issubclass(method, Supervised):
-        if labels is None:
-            raise InputError(
-                f"{config.method} learns from labels; run it by featkit_train.labeled or `featkit"
-                " train`."
-            )
-        return method(config, world=world, labels=labels)
-    return method(config, world=world)
+    if not method.reads_labels:
+        return method(config, world=world)
+    if labels is None:
+        raise InputError(
+            f"{config.method} learns from labels; run it by featkit_train.labeled or `featkit"
+            " train`."
+        )
+    return method(config, world=world, labels=labels)
 
 
 def check_unread(config: TrainConfig, method: type[Method]) -> None:

@@ -48,6 +48,7 @@ class Supervised(Method):
 
     default_recipe: ClassVar[str] = "small_labeled"
     reads: ClassVar[frozenset[str]] = frozenset({"classifier", "labels"})
+    reads_labels: ClassVar[bool] = True
     with_exits: ClassVar[bool] = False  # whether it trains exits besides the deepest
     num_global: ClassVar[int] = 1
     local_crops: ClassVar[bool] = False

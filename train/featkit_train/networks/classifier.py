@@ -1,4 +1,5 @@
-"""Any timm or torchvision classifier, with optional early exits and one head for each.
+"""Any timm or torchvision classifier, or featkit's convnet, with optional early exits and one head
+for each.
 
 Letters: B images, (H, W) pixels, (h, w) positions of the last map, E exits (the deepest last), D
 width of an exit's vector, K classes.
@@ -16,10 +17,11 @@ from featkit.errors import InputError
 from featkit.wording import first_line
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.borrowed import TimmModel, TorchvisionModel
+from featkit_train.networks.convnet import native_model
 from featkit_train.networks.exits import ExitedBackbone
 from featkit_train.networks.trunks import build_trunk
 
-LIBRARIES = {"timm": TimmModel, "torchvision": TorchvisionModel}
+LIBRARIES = {"timm": TimmModel, "torchvision": TorchvisionModel, "featkit": native_model}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class ClassifierConfig:
     """The classifier's architecture."""
 
     arch: str = "timm:resnet18"
-    """timm:NAME or torchvision:NAME, a ViT or a CNN."""
+    """timm:NAME or torchvision:NAME, a ViT or a CNN, or featkit:convnet, a small residual CNN."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the architecture's constructor, such as {drop_path_rate: 0.1}."""
     small_stem: bool = False
@@ -42,7 +44,7 @@ class ClassifierConfig:
         if library not in LIBRARIES or not name:
             raise InputError(
                 f"classifier.arch is {self.arch!r}. Write timm:NAME or torchvision:NAME, such as"
-                " timm:resnet18."
+                " timm:resnet18, or featkit:convnet."
             )
 
 
