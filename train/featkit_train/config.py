@@ -282,6 +282,9 @@ class JointConfig:
     """Width of the projector's hidden layers."""
     bottleneck_width: Positive = 256
     """Width of the vectors that are compared with the classes."""
+    mix_probability: Share = 0.0
+    """Share of the steps in which a box of each image is another image's, and its targets are mixed
+    by area (CutMix, arXiv 1905.04899)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ class RunParts:
 
     sources: images to learn from. held_out: images to measure on; None takes a share of the
     sources, which is then not trained on. labels: class labels and a teacher, for methods with
-    labels; None reads the labels from the sources.
+    labels; None reads those of a method that also takes images without one.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class RunParts:
             wanted=config.run.held_out if held_out is None else 0,
             seed=config.run.seed,
         )
-        if labels is None and METHODS[config.method].reads_labels:
+        if labels is None and config.method in METHODS and METHODS[config.method].some_unlabeled:
             labels = labels_to_learn(source, config.labels.column, self.train_ids)
         if labels is not None and labels.indices is not None:
             self.train_ids = labels.indices

@@ -44,7 +44,7 @@ def make_method(
             f"{config.method} learns from labels; run it by featkit_train.labeled or `featkit"
             " train`."
         )
-    return method(config, world=world, labels=labels)
+    return method(config, world=world, labels=labels)  # type: ignore[call-arg]
 
 
 def check_unread(config: TrainConfig, method: type[Method]) -> None:

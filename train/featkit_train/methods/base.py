@@ -75,7 +75,8 @@ class Method(nn.Module, ABC):
     reads: ClassVar[frozenset[str]]  # sections of the config, besides READ_BY_EVERY_RUN
 
     # What the method needs from the engine.
-    reads_labels: ClassVar[bool] = False  # whether it is built with the `labels` of the images
+    reads_labels: ClassVar[bool] = False  # whether it is built with the labels of the images
+    some_unlabeled: ClassVar[bool] = False  # whether images without a label take part as well
     patch_loss: ClassVar[bool] = False  # whether patch tokens are matched, which needs masks
     num_global: ClassVar[int] = 2  # global crops of each image
     local_crops: ClassVar[bool] = True  # whether the method uses local crops

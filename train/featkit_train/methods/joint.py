@@ -13,19 +13,22 @@ from __future__ import annotations
 import copy
 from typing import ClassVar
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from featkit_train.config import TrainConfig
-from featkit_train.methods.base import Views
+from featkit_train.methods.base import Generators, StepResult, Views
+from featkit_train.methods.dino import Dino
 from featkit_train.methods.labels import UNKNOWN, Labels
 from featkit_train.methods.momentum import (
     Branch,
     BranchOutputs,
-    MomentumTeacher,
     Targets,
     Term,
     project,
+    result_of,
 )
 from featkit_train.methods.supervised import codes_of
 from featkit_train.networks.classifier import build_backbone
@@ -53,7 +56,7 @@ class LabeledBranch(Branch):
         )
 
 
-class Joint(MomentumTeacher):
+class Joint(Dino):
     """DINO's loss between crops, and the labels' cross-entropy of every global crop."""
 
     name: ClassVar[str] = "joint"
@@ -68,6 +71,7 @@ class Joint(MomentumTeacher):
         {"classifier", "labels", "teacher", "dino", "joint"}
     )
     reads_labels: ClassVar[bool] = True
+    some_unlabeled: ClassVar[bool] = True
     student: LabeledBranch
     teacher: LabeledBranch
 
@@ -80,30 +84,28 @@ class Joint(MomentumTeacher):
         self.student = LabeledBranch(self.config, num_classes=self._labels.num_classes)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
 
-    def terms(self, outputs: BranchOutputs, views: Views, targets: Targets) -> dict[str, Term]:
-        """Return DINO's loss, KoLeo if it has a weight, and the labels' loss."""
-        own = {
-            "dino_loss": self.class_term(outputs, targets)._replace(
-                weight=self.config.joint.self_weight
-            )
-        }
-        return {**own, **self.koleo_terms(outputs), "label_loss": self.label_term(outputs, views)}
+    def forward(self, views: Views, targets: Targets, generators: Generators) -> StepResult:
+        """Return the student's loss for a micro-batch: DINO's terms, and the labels'."""
+        label_probs = self.label_probs(views.indices[0])
+        if generators.own.random() < self.config.joint.mix_probability:
+            views, targets, label_probs = cut_mix(views, targets, label_probs, generators.own)
+        outputs = self.student_outputs(views, targets, generators)
+        logits = project(self.student.label_head, outputs.class_tokens)  # (G, B, K)
+        label_loss = mean_over_labeled(logits / self.config.joint.temperature, label_probs)
+        label_term = Term(self.config.joint.label_weight, label_loss)
+        return result_of({**self.terms(outputs, views, targets), "label_loss": label_term}, outputs)
 
-    def label_term(self, outputs: BranchOutputs, views: Views) -> Term:
-        """Return the mean cross-entropy of all global crops whose image has a label."""
-        codes = self._labels.class_ids[views.indices[0].cpu().numpy()]
-        labels = torch.from_numpy(codes).to(outputs.class_tokens.device)
-        num_global = outputs.class_tokens.shape[0]
-        logits = project(self.student.label_head, outputs.class_tokens.flatten(0, 1))  # (G * B, K)
-        losses = F.cross_entropy(
-            logits / self.config.joint.temperature,
-            labels.repeat(num_global),
-            ignore_index=UNKNOWN,
-            label_smoothing=self.config.labels.smoothing,
-            reduction="sum",
-        )
-        num_labeled = num_global * (labels != UNKNOWN).sum()
-        return Term(self.config.joint.label_weight, losses / num_labeled.clamp(min=1))
+    def class_term(self, outputs: BranchOutputs, targets: Targets) -> Term:
+        """Return DINO's loss with its weight beside the labels."""
+        return super().class_term(outputs, targets)._replace(weight=self.config.joint.self_weight)
+
+    def label_probs(self, indices: Tensor) -> Tensor:
+        """Return the smoothed labels (B, K) of images by index; a row of zeros without a label."""
+        labels, smoothing = self._labels, self.config.labels.smoothing
+        class_ids = torch.from_numpy(labels.class_ids[indices.cpu().numpy()]).to(indices.device)
+        known = (class_ids != UNKNOWN).float()[:, None]
+        one_hot = F.one_hot(class_ids.clamp(min=0), labels.num_classes)
+        return known * ((1 - smoothing) * one_hot + smoothing / labels.num_classes)
 
     def scores(self, held_out: HeldOut) -> Scores | None:
         """Return the teacher's accuracy; None if no held-out image has a label of the run."""
@@ -118,3 +120,41 @@ class Joint(MomentumTeacher):
             std=self.std,
         )
         return Scores({"accuracy": accuracy(logits, codes)}, watched="accuracy")
+
+
+def mean_over_labeled(logits: Tensor, label_probs: Tensor) -> Tensor:
+    """Return the mean cross-entropy in nats of crops whose image has a label, a float32 scalar.
+
+    logits: (G, B, K). label_probs: (B, K), rows that sum to 1, or to less without (all) labels. 0
+    if no image has one.
+    """
+    losses = -torch.einsum("bk,gbk->gb", label_probs, F.log_softmax(logits, dim=-1))
+    return losses.mean(dim=0).sum() / label_probs.sum().clamp(min=1)
+
+
+def cut_mix(
+    views: Views, targets: Targets, label_probs: Tensor, rng: np.random.Generator
+) -> tuple[Views, Targets, Tensor]:
+    """Replace a box of each global crop by that of another image, and mix both targets by area.
+
+    CutMix (arXiv 1905.04899, section 3.1), with a uniform share of the area. The box is the same in
+    all crops, so that each view of an image has the same mixture.
+    """
+    num_images = views.global_crops.shape[1]
+    height, width = views.global_crops.shape[-2:]
+    side = (1 - rng.random()) ** 0.5  # of the box, relative to the crop's
+    top, left = (int(rng.uniform(0, (1 - side) * size)) for size in (height, width))
+    bottom, right = top + int(side * height), left + int(side * width)
+    kept = 1 - (bottom - top) * (right - left) / (height * width)
+    other = torch.from_numpy(rng.permutation(num_images)).to(views.global_crops.device)
+    crops = views.global_crops.clone()
+    crops[..., top:bottom, left:right] = views.global_crops[:, other, :, top:bottom, left:right]
+
+    def mixed(probs: Tensor, dim: int) -> Tensor:
+        return torch.lerp(probs.index_select(dim, other), probs, kept)
+
+    return (
+        views._replace(global_crops=crops),
+        targets._replace(class_probs=mixed(targets.class_probs, 1)),
+        mixed(label_probs, 0),
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -273,13 +273,7 @@ class MomentumTeacher(Method):
     def forward(self, views: Views, targets: Targets, generators: Generators) -> StepResult:
         """Return the student's loss for a micro-batch."""
         outputs = self.student_outputs(views, targets, generators)
-        terms = self.terms(outputs, views, targets)
-        loss = torch.stack([term.weight * term.value for term in terms.values()]).sum()
-        return StepResult(
-            loss,
-            {name: term.value.detach() for name, term in terms.items()},
-            outputs.class_tokens[0].detach(),
-        )
+        return result_of(self.terms(outputs, views, targets), outputs)
 
     def student_outputs(
         self, views: Views, targets: Targets, generators: Generators
@@ -367,6 +361,13 @@ class MomentumTeacher(Method):
         return koleo_loss(
             view, among=self.world.gather_with_grad(view), first=self.world.rank * len(view)
         )
+
+
+def result_of(terms: Mapping[str, Term], outputs: BranchOutputs) -> StepResult:
+    """Return the sum of the terms, with each term's value for the log."""
+    loss = torch.stack([term.weight * term.value for term in terms.values()]).sum()
+    logged = {name: term.value.detach() for name, term in terms.items()}
+    return StepResult(loss, logged, outputs.class_tokens[0].detach())
 
 
 def project(head: ProjectionHead, features: Tensor) -> Tensor:
