@@ -63,7 +63,11 @@ class CropConfig:
     area."""
 
     global_size: int = 224
-    """Side of global crops; the trained model takes images of this size."""
+    """Side of global crops; the trained model takes images of this size, unless `test_size` is
+    set."""
+    test_size: Positive | None = None
+    """Side of the images that the trained model takes. Crops show things larger than whole images
+    do, so a side above global_size suits (FixRes, arXiv 1906.06423). null: global_size."""
     local_size: int = 96
     """Side of local crops."""
     num_local: int = 8

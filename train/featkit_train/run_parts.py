@@ -138,8 +138,9 @@ def geometry_of(
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
 ) -> Geometry:
-    """Return the preprocessing of the trained backbone, at the size of its global crops."""
-    size = config.crops.global_size
+    """Return the preprocessing of the trained backbone, at its test size or that of its global
+    crops."""
+    size = config.crops.test_size or config.crops.global_size
     return Geometry(
         height=size,
         width=size,

@@ -383,6 +383,8 @@ def check_crops(config: TrainConfig, *, patch: int) -> None:
     crops = config.crops
     kinds = ["global_size"] + ["local_size"] * (crops.num_local > 0)
     sizes = [(f"crops.{kind}", getattr(crops, kind)) for kind in kinds]
+    if crops.test_size is not None:
+        sizes.append(("crops.test_size", crops.test_size))
     if config.gram.weight > 0:
         kinds.append("gram_size")
         sizes.append(("gram.size", config.gram.size))

@@ -64,10 +64,12 @@ class Supervised(Method):
             )
         self.labels = labels
         self.student = Classifier(build_backbone(config.classifier), labels.num_classes)
-        size, patch = config.crops.global_size, self.result.patch
+        sizes = [("crops.global_size", config.crops.global_size)]
+        if config.crops.test_size is not None:
+            sizes.append(("crops.test_size", config.crops.test_size))
         check_multiples(
-            [("crops.global_size", size)],
-            patch=patch,
+            sizes,
+            patch=self.result.patch,
             what="a position of the network's last feature map",
         )
 

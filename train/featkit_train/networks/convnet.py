@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from featkit.errors import InputError
 from featkit_train.networks.base import Activations, Backbone, Features
 
 STEM_STRIDE = 2
+GEM_POWER, GEM_FLOOR = 3, 1e-6  # as in `featkit export --feature gem`
 
 
 def native_model(arch: str, *, small_stem: bool = False, **options: Any) -> Backbone:
@@ -35,7 +36,9 @@ class ConvNet(Backbone):
     """A stem and stages of residual blocks; each stage halves the side and is one of the layers.
 
     stem: channels of the stem. widths: channels of each stage. blocks: residual blocks of each
-    stage. The class token of a stage is the mean over its positions.
+    stage. pooling: how a stage's class token is made from its positions, by their mean or by their
+    generalized mean with power 3 (Radenović et al., arXiv 1711.02512), which keeps what only a few
+    positions show.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class ConvNet(Backbone):
         stem: int = 32,
         widths: Sequence[int] = (64, 128, 256),
         blocks: Sequence[int] = (1, 2, 3),
+        pooling: Literal["mean", "gem"] = "mean",
     ) -> None:
         if not widths or len(widths) != len(blocks) or min(stem, *widths, *blocks) < 1:
             raise InputError(
@@ -51,7 +55,7 @@ class ConvNet(Backbone):
                 f" {list(widths)} and blocks {list(blocks)}."
             )
         super().__init__(patch=STEM_STRIDE * 2 ** len(widths), width=widths[-1], depth=len(widths))
-        self.widths = tuple(widths)
+        self.widths, self.pooling = tuple(widths), pooling
         self.stem = nn.Sequential(
             nn.Conv2d(3, stem, 3, stride=STEM_STRIDE, padding=1, bias=False),
             nn.BatchNorm2d(stem),
@@ -83,8 +87,15 @@ class ConvNet(Backbone):
         for layer, stage in enumerate(self.stages[: max(layers)], 1):
             maps = stage(maps)  # (B, C, h, w)
             if layer in layers:
-                features[layer] = Features(maps.mean(dim=(2, 3)), maps.permute(0, 2, 3, 1))
+                features[layer] = Features(self._pooled(maps), maps.permute(0, 2, 3, 1))
         return Activations(tuple(features[layer] for layer in layers), None)
+
+    def _pooled(self, maps: Tensor) -> Tensor:
+        """Return the class tokens (B, C) of maps (B, C, h, w)."""
+        if self.pooling == "mean":
+            return maps.mean(dim=(2, 3))
+        powers = maps.float().clamp(min=GEM_FLOOR) ** GEM_POWER
+        return powers.mean(dim=(2, 3)) ** (1 / GEM_POWER)
 
 
 class ResidualBlock(nn.Module):
