@@ -32,7 +32,7 @@ from featkit_train.labeled import born_again, rounds, self_training
 from featkit_train.labeled.course import CourseListener
 from featkit_train.log import Log
 from featkit_train.loop import TrainingRun, train
-from featkit_train.methods import METHODS, Labels, Supervised
+from featkit_train.methods import METHODS, Labels
 from featkit_train.networks.classifier import Classifier
 from featkit_train.networks.heads import HeadConfig
 from featkit_train.networks.vit import Block
@@ -85,6 +85,7 @@ DISTRIBUTION, EXITS = (
         "classifier.exits=[1]",
     ),
 )
+JOINT = ("method=joint", "crops.num_local=0", "classifier.small_stem=true")
 SMALL_RESNET = "layers: [1, 1, 1, 1], channels: [4, 8, 8, 12]"
 SMALL_HEAD = "{num_prototypes: 8, hidden_width: 12, bottleneck_width: 6}"
 OWN_HEAD = (*CENTER, f"ibot.head={SMALL_HEAD}")
@@ -193,6 +194,13 @@ LEARNED: dict[str, tuple[Sequence[str], Any, Any]] = {
     "knowledge.temperature": (DISTRIBUTION, 2.0, 3.0),
     "knowledge.label_weight": (DISTRIBUTION, 1.0, 0.0),
     "knowledge.teacher_weight": (DISTRIBUTION, 1.0, 0.5),
+    "joint.label_weight": (JOINT, 1.0, 0.0),
+    "joint.self_weight": (JOINT, 1.0, 0.0),
+    "joint.temperature": (JOINT, 0.1, 0.2),
+    "joint.num_layers": (JOINT, 2, 1),
+    "joint.hidden_width": (JOINT, 12, 16),
+    "joint.bottleneck_width": (JOINT, 6, 8),
+    "joint.mix_probability": (JOINT, 0.0, 1.0),
     "internal.alpha": (EXITS, 0.1, 0.2),
     "internal.feature_weight": (EXITS, 0.03, 0.3),
     "internal.temperature": (EXITS, 3.0, 2.0),
@@ -220,7 +228,7 @@ def config_of(*settings: str) -> TrainConfig:
 def labels_for(config: TrainConfig) -> Labels | None:
     """For methods with labels: those of the drawn images, and what a teacher would say of their
     first views."""
-    if not issubclass(METHODS[config.method], Supervised):
+    if not METHODS[config.method].reads_labels:
         return None
     logits = np.random.default_rng(0).normal(size=(NUM_IMAGES, STEPS, 3)).astype(np.float32)
     return Labels(
@@ -363,6 +371,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
         "license=MIT",
         "data_name=photographs",
         "resize=stretch",
+        "crops.test_size=48",
         "run.device=auto",
         "run.cache_bytes=0",
     ]
@@ -417,6 +426,11 @@ def test_resize_is_how_the_model_will_see_images(seen: dict[str, Seen]) -> None:
         "shorter_side",
         "stretch",
     ]
+
+
+def test_test_size_is_the_side_that_the_model_takes(seen: dict[str, Seen]) -> None:
+    sides = [(seen[name].info.geometry.height, seen[name].info.geometry.width) for name in seen]
+    assert sides == [(32, 32), (48, 48)]
 
 
 def test_cache_bytes_bound_the_images_that_are_kept() -> None:
@@ -755,6 +769,7 @@ CLAIMED = {
     "name": test_name_license_and_data_are_on_the_models_card,
     "license": test_name_license_and_data_are_on_the_models_card,
     "data_name": test_name_license_and_data_are_on_the_models_card,
+    "crops.test_size": test_test_size_is_the_side_that_the_model_takes,
     "resize": test_resize_is_how_the_model_will_see_images,
     "init": test_init_gives_the_first_weights,
     "pretrained.weights": test_pretrained_weights_are_read_instead_of_the_hub,

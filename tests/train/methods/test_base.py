@@ -38,7 +38,7 @@ def test_every_section_is_read_by_a_method_or_every_run() -> None:
         (
             ["method=dinov4"],
             (
-                "one of: dino, dinov2, dinov3, ibot, distill, adapt, born-again, internal,"
+                "one of: dino, dinov2, dinov3, ibot, distill, adapt, born-again, internal, joint,"
                 " self-training."
             ),
         ),

@@ -54,6 +54,8 @@ class ConvNet(Backbone):
                 f"A convnet needs as many blocks as widths, all at least 1, not stem {stem}, widths"
                 f" {list(widths)} and blocks {list(blocks)}."
             )
+        if pooling not in ("mean", "gem"):
+            raise InputError(f"A convnet's pooling is mean or gem, not {pooling}.")
         super().__init__(patch=STEM_STRIDE * 2 ** len(widths), width=widths[-1], depth=len(widths))
         self.widths, self.pooling = tuple(widths), pooling
         self.stem = nn.Sequential(
