@@ -67,6 +67,7 @@ class Joint(Dino):
         "some or all images have labels, and the model has to find both other things of a kind and"
         " the same thing again"
     )
+    default_recipe: ClassVar[str] = "small"
     reads: ClassVar[frozenset[str]] = frozenset(
         {"classifier", "labels", "teacher", "dino", "joint"}
     )
