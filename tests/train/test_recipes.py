@@ -19,6 +19,7 @@ from featkit_train.loop import train
 from featkit_train.methods import METHODS, Supervised
 from featkit_train.networks.borrowed import TimmModel, TorchvisionModel
 from featkit_train.networks.classifier import ClassifierConfig
+from featkit_train.networks.convnet import ConvNet
 from featkit_train.networks.exits import ExitedBackbone
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.settings import (
@@ -39,12 +40,14 @@ WANTED = (
     "tiny small dino_vits16 dino_vitb16 ibot_vits16 dinov2_vitl14 dinov2_vits14_distill"
     " dinov3_vitl16 dinov3_vitl16_gram dinov3_vitl16_highres adapt_dinov2 tiny_adapt small_labeled"
     " born_again_cifar born_again_resnet50 internal_resnet18 internal_vits16 self_training_cifar"
+    " small_joint"
 ).split()
 # What makes another size of the networks that recipes name; torchvision's ResNet-50 has its own
 # alone.
 SMALLER: dict[str, dict[str, Any]] = {
     "timm:resnet18": {"options": {"layers": [1, 1, 1, 1], "channels": [4, 8, 8, 12]}},
     "timm:vit_small_patch16_224": {"options": {"img_size": 32, "embed_dim": 24, "num_heads": 2}},
+    "featkit:convnet": {"options": {"stem": 4, "widths": [8, 12], "blocks": [1, 1]}},
     "torchvision:resnet50": {"arch": "torchvision:resnet18"},
 }
 
@@ -56,8 +59,9 @@ def methods_of(name: str) -> list[str]:
     if "method" in recipe:
         return [recipe["method"]]
     section = "classifier" if "classifier" in recipe else "model"
+    others = ("distill", "joint")  # with recipes of their own
     return [
-        method for method, kind in METHODS.items() if section in kind.reads and method != "distill"
+        method for method, kind in METHODS.items() if section in kind.reads and method not in others
     ]
 
 
@@ -111,7 +115,9 @@ def reduced(config: TrainConfig, pretrained: Path) -> TrainConfig:
         settings.append(f"crops.resolutions={sizes}")
     if config.method in ("distill", "adapt"):
         settings += [f"pretrained.name={pretrained}", "pretrained.head_steps=1"]
-    if issubclass(METHODS[config.method], Supervised):
+    if config.crops.test_size is not None:
+        settings.append("crops.test_size=48")
+    if "classifier" in METHODS[config.method].reads:
         settings.append(f"classifier={json.dumps(reduced_classifier(config.classifier))}")
         settings += [
             "born_again.generations=1",
@@ -167,10 +173,11 @@ def test_a_recipe_trains_two_steps_at_a_reduced_size(
     name: str, method: str, folder: Path, tmp_path: Path
 ) -> None:
     config = reduced(configure(method, name), folder / "pretrained")
-    report = train(config, [open_source(folder / "images")], tmp_path / "run")
+    images = folder / ("kinds/labeled" if method == "joint" else "images")
+    report = train(config, [open_source(images)], tmp_path / "run")
     assert report.steps == 2
     backbone, info = load_backbone(tmp_path / "run")
-    assert isinstance(backbone, VisionTransformer)
+    assert isinstance(backbone, ConvNet if method == "joint" else VisionTransformer)
     assert info.family == method
 
 

@@ -67,7 +67,7 @@ class Joint(Dino):
         "some or all images have labels, and the model has to find both other things of a kind and"
         " the same thing again"
     )
-    default_recipe: ClassVar[str] = "small"
+    default_recipe: ClassVar[str] = "small_joint"
     reads: ClassVar[frozenset[str]] = frozenset(
         {"classifier", "labels", "teacher", "dino", "joint"}
     )
