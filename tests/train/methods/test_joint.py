@@ -77,9 +77,10 @@ def label_loss(method: Joint, views: Views) -> Tensor:
     cosines = method.student.label_head(method.student.backbone(crops).class_token)
     labels = torch.from_numpy(CLASS_IDS).repeat(2)
     known = labels != UNKNOWN
-    return nn.CrossEntropyLoss(label_smoothing=SMOOTHING)(
+    loss: Tensor = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)(
         cosines[known] / TEMPERATURE, labels[known]
     )
+    return loss
 
 
 def test_step_adds_the_labels_loss_to_dinos() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from featkit.errors import InputError
 from featkit_train.networks.classifier import ClassifierConfig, build_backbone
-from featkit_train.networks.convnet import ConvNet
+from featkit_train.networks.convnet import ConvNet, ResidualBlock
 from tests.sentences import refused
 from tests.torchvision_without_cuda import allow_torchvision
 from tests.train.networks.networks import drawn
@@ -26,7 +26,8 @@ def images() -> Tensor:
 
 def some_convnet(**options: Any) -> ConvNet:
     """Return a network in evaluation mode with drawn weights and statistics."""
-    return drawn(ConvNet(stem=STEM, widths=WIDTHS, blocks=BLOCKS, **options))
+    network: ConvNet = drawn(ConvNet(stem=STEM, widths=WIDTHS, blocks=BLOCKS, **options))
+    return network
 
 
 def timms_stages(network: ConvNet) -> list[nn.Sequential]:
@@ -101,7 +102,8 @@ def test_layers_come_in_the_order_of_the_request(images: Tensor) -> None:
 def test_blocks_begin_as_their_shortcuts() -> None:
     network = ConvNet(stem=STEM, widths=WIDTHS, blocks=BLOCKS).eval()
     maps = torch.rand(2, STEM, 8, 8)
-    block = network.stages[0][0]
+    block = next(iter(network.stages[0].children()))
+    assert isinstance(block, ResidualBlock)
     torch.testing.assert_close(block(maps), torch.relu(block.shortcut(maps)))
 
 
