@@ -120,6 +120,8 @@ def all_(
         progress=lambda what, count: ProgressReporter(what, total=count, quiet=quiet),
         on_step=lambda step: None if quiet else print(step, file=sys.stderr, flush=True),
     )
+    if lacking is not None and (json_ or markdown):
+        print(*_not_measured(report, lacking), file=sys.stderr)
     if json_:
         print_json(asdict(report))
     elif markdown:

@@ -142,6 +142,9 @@ def test_without_scikit_learn_the_rest_is_measured(monkeypatch: pytest.MonkeyPat
     assert "linear accuracy (sklearn is not installed" in said.out
     assert "pip install 'featkit[evaluate]'" in said.out
     assert "kNN majority, k=20" in said.out
+    said = run_featkit("evaluate", "all", *EVERYTHING[:4], "--model", "1.onnx", "--json")
+    assert (said.code, json.loads(said.out)["linear"]) == (0, {})
+    assert "linear accuracy (sklearn is not installed" in said.error
 
 
 def test_markdown_has_the_same_figures_and_nothing_else() -> None:
