@@ -532,6 +532,7 @@ def test_a_backbone_without_masks_or_noise_refuses_them(more: dict[str, Any]) ->
 def test_widths_of_a_backbone_are_one_for_each_layer() -> None:
     assert Mean(patch=4, width=3, depth=2).widths == (3, 3)
     assert Mean(patch=4, width=3, depth=2, widths=[8, 3]).widths == (8, 3)
+    assert Mean(patch=4, width=3, depth=0).widths == ()
     config = FAMILIES["dinov2"]
     assert drawn_backbone(config).widths == (config.width,) * config.depth
     for widths in ((8, 3, 3), (3, 8), ()):

@@ -56,7 +56,8 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         self.patch, self.width, self.depth = patch, width, depth
         self.widths = (width,) * depth if widths is None else tuple(widths)
-        if len(self.widths) != depth or self.widths[-1] != width:
+        # A network without blocks has no layers; its position table is still of use.
+        if len(self.widths) != depth or self.widths[-1:] not in ((), (width,)):
             raise ValueError(
                 f"widths {self.widths} do not fit depth {depth} and width {width}: there is one for"
                 " each layer, and the last is the width"
