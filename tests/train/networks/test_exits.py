@@ -24,7 +24,11 @@ from tests.train.networks.networks import (
     drawn,
 )
 
-EXITS = {name: dataclasses.replace(plain, exits=(1, 2)) for name, plain in CONFIGS.items()}
+PLAIN = {
+    **CONFIGS,
+    "featkit convnet": config("featkit:convnet", stem=4, widths=[8, 8, 12], blocks=[1, 2, 1]),
+}
+EXITS = {name: dataclasses.replace(plain, exits=(1, 2)) for name, plain in PLAIN.items()}
 TIMM: dict[
     str, tuple[dict[str, Any], int]
 ] = {  # other families, which timm cuts in ways of their own; names, options, side in pixels
@@ -98,12 +102,13 @@ def test_an_exit_is_made_of_its_own_stage(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXITS)
 def test_the_deepest_exit_is_the_network_without_exits(name: str) -> None:
-    backbone, plain = exited(name), build_backbone(CONFIGS[name]).eval()
+    backbone, plain = exited(name), build_backbone(PLAIN[name]).eval()
     assert (plain.width, plain.patch) == (backbone.width, backbone.patch)
     names = {
         "trunk.stem.0": "body.conv1",
         "trunk.stem.1": "body.bn1",
         "trunk.stages.": "body.layer",
+        "trunk.body.s": "s",  # stem and stages of featkit's convnet
         "trunk.": "",
     }
     state = {}

@@ -1,5 +1,5 @@
-"""timm and torchvision networks that return the outputs of their stages and can be cut after any
-stage.
+"""Networks of timm, torchvision and featkit that return the outputs of their stages and can be cut
+after any stage.
 
 Letters: B images, (H, W) pixels, (h, w) positions, C channels of a stage, D width of the deepest.
 A stage is a stage of a CNN or a block of a transformer; both are counted from 1.
@@ -31,6 +31,7 @@ from featkit_train.networks.bodies import (
     timm_width,
     torchvision_body,
 )
+from featkit_train.networks.convnet import ConvNet, native_model
 
 
 class Stage(NamedTuple):
@@ -75,9 +76,13 @@ class Trunk(nn.Module, ABC):
 
 
 def build_trunk(library: str, arch: str, *, small_stem: bool = False, **options: Any) -> Trunk:
-    """Build a trunk of `library`, timm or torchvision. InputError for a network that cannot return
-    the outputs of its stages.
+    """Build a trunk of `library`: timm, torchvision or featkit. InputError for a network that
+    cannot return the outputs of its stages.
     """
+    if library == "featkit":
+        network = native_model(arch, small_stem=small_stem, **options)
+        assert isinstance(network, ConvNet)
+        return ConvNetTrunk(network)
     if library == "timm":
         body = timm_body(arch, small_stem=small_stem, **options)
         if not timm_stage_rows(body):
@@ -98,6 +103,37 @@ def build_trunk(library: str, arch: str, *, small_stem: bool = False, **options:
         f"torchvision's {arch} cannot have exits; only its ResNets, ResNeXts and vision"
         " transformers can. Leave out the exits, or use a network of timm's, most of which can."
     )
+
+
+class ConvNetTrunk(Trunk):
+    """featkit's convnet."""
+
+    def __init__(self, body: ConvNet) -> None:
+        super().__init__(
+            patch=body.patch,
+            width=body.width,
+            widths=body.widths,
+            strides=[body.patch >> later for later in reversed(range(body.depth))],
+            in_blocks=False,
+        )
+        self.body = body
+
+    def forward(self, images: Tensor, at: Sequence[int]) -> tuple[list[Stage], Features]:
+        """See Trunk."""
+        layers = (*at, len(self.widths))
+        *stages, deepest = self.body.activations(images, layers=layers).features
+        return [Stage(stage.patch_tokens.permute(0, 3, 1, 2)) for stage in stages], deepest
+
+    def up_to(self, images: Tensor, at: int) -> Stage:
+        """See Trunk."""
+        (stage,) = self.body.activations(images, layers=(at,)).features
+        return Stage(stage.patch_tokens.permute(0, 3, 1, 2))
+
+    def cut(self, at: int) -> ConvNetTrunk:
+        """See Trunk."""
+        trunk = copy.deepcopy(self)
+        trunk.body.stages = trunk.body.stages[:at]
+        return trunk
 
 
 class TimmTrunk(Trunk):
