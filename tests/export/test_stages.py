@@ -67,13 +67,15 @@ def exported(run: Path, feature: Feature, layers: tuple[int, ...]) -> tuple[Path
     return out, export(request)
 
 
-def stages_of(run: Path, images: np.ndarray) -> list[Features]:
+def stages_of(
+    run: Path, images: np.ndarray, *, layers: tuple[int, ...] = ALL_LAYERS
+) -> list[Features]:
     """Features of every stage in torch, of pixels normalized here."""
     backbone, _ = load_backbone(run)
     pixels = (images / 255 - np.array(GEOMETRY.mean)) / np.array(GEOMETRY.std)
     with torch.no_grad():
         given = backbone.activations(
-            torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32)), layers=ALL_LAYERS
+            torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32)), layers=layers
         )
     return list(given.features)
 
@@ -85,7 +87,7 @@ def defined(stages: list[Features], feature: str, layers: tuple[int, ...]) -> np
         parts = []
         for layer in layers:
             places = stages[layer - 1].patch_tokens[image].double().numpy()
-            places = places.reshape(-1, WIDTHS[layer - 1])
+            places = places.reshape(-1, places.shape[-1])
             pooled = {
                 "cls": stages[layer - 1].class_token[image].double().numpy(),
                 "mean": sum(places) / len(places),
@@ -180,6 +182,19 @@ def test_missing_stages_are_refused_with_the_existing_ones(run: Path, tmp_path: 
         with refused("drawn has layers 1 to 4; name each at most once", list(layers)):
             export(ExportRequest(source=str(run), out=tmp_path / "m.onnx", layers=layers))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stages_of_featkits_convnet_are_joined(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    network = config("featkit:convnet", stem=6, widths=[8, 12], blocks=[1, 2])
+    save_backbone(run / BACKBONE_FILE, drawn(build_backbone(network)), INFO)
+    out = tmp_path / "m.onnx"
+    export(ExportRequest(source=str(run), out=out, feature="gem", layers=(2, 1)))
+    images = draw_images(2, height=40, width=24)
+    stages = stages_of(run, images, layers=(1, 2))
+    found = Embedder(out).infer(images)
+    np.testing.assert_allclose(found, defined(stages, "gem", (2, 1)), atol=2e-6, rtol=1e-4)
+    assert read_manifest(out).width == found.shape[1] == 20
 
 
 def test_the_width_of_a_last_map_is_not_its_vectors(tmp_path: Path) -> None:
