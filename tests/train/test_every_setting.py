@@ -85,7 +85,9 @@ DISTRIBUTION, EXITS = (
         "classifier.exits=[1]",
     ),
 )
-JOINT = ("method=joint", "crops.num_local=0", "classifier.small_stem=true")
+SMALL_CONVNET = "stem: 4, widths: [8, 12], blocks: [1, 1]"
+NETWORK = f"network={{arch: 'featkit:convnet', options: {{{SMALL_CONVNET}}}}}"
+JOINT = ("method=joint", "crops.num_local=0")
 SMALL_RESNET = "layers: [1, 1, 1, 1], channels: [4, 8, 8, 12]"
 SMALL_HEAD = "{num_prototypes: 8, hidden_width: 12, bottleneck_width: 6}"
 OWN_HEAD = (*CENTER, f"ibot.head={SMALL_HEAD}")
@@ -194,6 +196,12 @@ LEARNED: dict[str, tuple[Sequence[str], Any, Any]] = {
     "knowledge.temperature": (DISTRIBUTION, 2.0, 3.0),
     "knowledge.label_weight": (DISTRIBUTION, 1.0, 0.0),
     "knowledge.teacher_weight": (DISTRIBUTION, 1.0, 0.5),
+    "network.arch": (DINO, "vit", "timm:test_vit"),
+    "network.options": (
+        (*DINO, NETWORK),
+        f"{{{SMALL_CONVNET}}}",
+        f"{{{SMALL_CONVNET}, pooling: gem}}",
+    ),
     "joint.label_weight": (JOINT, 1.0, 0.0),
     "joint.self_weight": (JOINT, 1.0, 0.0),
     "joint.temperature": (JOINT, 0.1, 0.2),

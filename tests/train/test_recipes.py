@@ -33,14 +33,14 @@ from featkit_train.settings import (
 from featkit_train.weights import load_backbone, load_classifier
 from tests.export.backbones import make_run
 from tests.images import draw_folder
+from tests.sentences import refused
 from tests.train.labeled.small import draw_kinds
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 WANTED = (
-    "tiny small dino_vits16 dino_vitb16 ibot_vits16 dinov2_vitl14 dinov2_vits14_distill"
+    "tiny small small_vit dino_vits16 dino_vitb16 ibot_vits16 dinov2_vitl14 dinov2_vits14_distill"
     " dinov3_vitl16 dinov3_vitl16_gram dinov3_vitl16_highres adapt_dinov2 tiny_adapt small_labeled"
     " born_again_cifar born_again_resnet50 internal_resnet18 internal_vits16 self_training_cifar"
-    " small_joint"
 ).split()
 # What makes another size of the networks that recipes name; torchvision's ResNet-50 has its own
 # alone.
@@ -53,15 +53,16 @@ SMALLER: dict[str, dict[str, Any]] = {
 
 
 def methods_of(name: str) -> list[str]:
-    """The one that the recipe names, or all that its sections are for: those with a classifier to
+    """Those that the recipe names, or all that its sections are for: those with a classifier to
     begin, or with a model."""
     recipe = read_recipe(name)
     if "method" in recipe:
         return [recipe["method"]]
+    if "methods" in recipe:
+        return list(recipe["methods"])
     section = "classifier" if "classifier" in recipe else "model"
-    others = ("distill", "joint")  # with recipes of their own
     return [
-        method for method, kind in METHODS.items() if section in kind.reads and method not in others
+        method for method, kind in METHODS.items() if section in kind.reads and method != "distill"
     ]
 
 
@@ -117,7 +118,9 @@ def reduced(config: TrainConfig, pretrained: Path) -> TrainConfig:
         settings += [f"pretrained.name={pretrained}", "pretrained.head_steps=1"]
     if config.crops.test_size is not None:
         settings.append("crops.test_size=48")
-    if "classifier" in METHODS[config.method].reads:
+    if config.network.arch != "vit":
+        settings.append(f"network.options={SMALLER[config.network.arch]['options']}")
+    if issubclass(METHODS[config.method], Supervised):
         settings.append(f"classifier={json.dumps(reduced_classifier(config.classifier))}")
         settings += [
             "born_again.generations=1",
@@ -158,9 +161,14 @@ def test_a_recipe_names_its_command_result_and_sources(name: str) -> None:
 
 
 def test_recipes_for_several_methods_serve_those_of_one_kind() -> None:
-    alone = {"dino", "ibot", "dinov2", "dinov3"}
-    assert set(methods_of("tiny")) == set(methods_of("small")) == alone
+    assert set(methods_of("tiny")) == {"dino", "joint", "ibot", "dinov2", "dinov3"}
+    assert methods_of("small") == ["dino", "joint"]
     assert set(methods_of("small_labeled")) == {"born-again", "self-training", "internal"}
+
+
+def test_a_recipe_of_other_methods_is_refused() -> None:
+    with refused("small is for dino and joint", "featkit train dino --recipe small"):
+        configure("ibot", "small")
 
 
 PAIRS = [(name, method) for name in NAMES for method in methods_of(name)]
@@ -177,7 +185,7 @@ def test_a_recipe_trains_two_steps_at_a_reduced_size(
     report = train(config, [open_source(images)], tmp_path / "run")
     assert report.steps == 2
     backbone, info = load_backbone(tmp_path / "run")
-    assert isinstance(backbone, ConvNet if method == "joint" else VisionTransformer)
+    assert isinstance(backbone, ConvNet if name == "small" else VisionTransformer)
     assert info.family == method
 
 
@@ -235,5 +243,5 @@ def test_a_recipe_of_one_method_is_refused_by_another() -> None:
 
 
 def test_unread_sections_of_a_recipe_are_skipped_not_settings() -> None:
-    assert configure("dino", "small").ibot == TrainConfig().ibot
-    assert configure("ibot", "small").ibot != TrainConfig().ibot
+    assert configure("dino", "tiny").ibot == TrainConfig().ibot
+    assert configure("ibot", "tiny").ibot != TrainConfig().ibot

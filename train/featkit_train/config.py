@@ -270,6 +270,30 @@ class LabelsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The network of the methods that match whole images and no patches."""
+
+    arch: str = "vit"
+    """vit: the vision transformer of `model`. featkit:convnet: a small residual CNN, which learns
+    fastest from small images on a CPU. timm:NAME or torchvision:NAME: a network of theirs."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the constructor, such as {widths: [64, 128, 256]}; those of `vit` are in
+    `model`."""
+
+    def __post_init__(self) -> None:
+        if self.arch != "vit":
+            self.classifier()
+        elif self.options:
+            raise InputError(
+                "network.options are not for network.arch vit, whose settings are those of model."
+            )
+
+    def classifier(self) -> ClassifierConfig:
+        """Return the same network as a classifier's backbone. InputError for an unknown library."""
+        return ClassifierConfig(arch=self.arch, options=self.options)
+
+
+@dataclass(frozen=True, kw_only=True)
 class JointConfig:
     """Labels beside DINO's loss, by a cosine classifier behind a projector (t-ReX, arXiv
     2206.15369)."""
@@ -448,6 +472,7 @@ class TrainConfig:
     init: str | None = None
     """Folder of an earlier run to start from, with its student, teacher and heads."""
     model: ViTConfig = field(default_factory=ViTConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     crops: CropConfig = field(default_factory=CropConfig)
     color: ColorConfig = field(default_factory=ColorConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)

@@ -17,7 +17,8 @@ def configure(
     """Build the config of a run by `method` from a recipe and settings that override it.
 
     recipe: the name of a shipped one or a YAML file; None takes the method's default. A recipe
-    without a method serves several: sections that this method does not read are left out.
+    may name its `method`, or several as `methods`. Sections that this method does not read are
+    left out of a recipe that names no method.
     settings: values by dotted names, such as {"optim.lr": 0.002}. The method must read them.
     InputError for a recipe of another method, and as in `from_mapping`.
     """
@@ -25,9 +26,10 @@ def configure(
         raise InputError(f"There is no method {method}; it is one of: {', '.join(METHODS)}.")
     name = recipe or METHODS[method].default_recipe
     mapping = read_recipe(name)
-    if mapping.setdefault("method", method) != method:
+    methods = mapping.pop("methods", [mapping.setdefault("method", method)])
+    if method not in methods:
         raise InputError(
-            f"The recipe {name} is for {mapping['method']}; run `featkit train {mapping['method']}"
+            f"The recipe {name} is for {' and '.join(methods)}; run `featkit train {methods[0]}"
             f" --recipe {name}`."
         )
     read = {

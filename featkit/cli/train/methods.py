@@ -50,7 +50,7 @@ def ibot(
     Use it when patch features matter: segmentation, retrieval of parts. It needs more images than
     DINO to be worth it.
 
-    Example: featkit train ibot images/ --out run/ --recipe small --steps 2000
+    Example: featkit train ibot images/ --out run/ --recipe small_vit --steps 2000
 
     Parameters
     ----------

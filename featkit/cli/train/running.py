@@ -145,15 +145,13 @@ def is_main() -> bool:
 
 
 def _print_introduction(config: "TrainConfig", count: int, flags: TrainFlags) -> None:
-    from featkit_train.methods import METHODS
-
     model = (
         f"ViT of width {config.model.width}, depth {config.model.depth}, patch {config.model.patch}"
     )
     if config.method == "adapt":
         model = config.pretrained.name
-    elif "classifier" in METHODS[config.method].reads:
-        model = config.classifier.arch
+    elif config.network.arch != "vit":
+        model = config.network.arch
     size, run = config.crops.global_size, config.run
     print(
         f"{config.name}: {config.method}, {model} on {counted(count, 'image')} at {size}×{size}, "

@@ -26,7 +26,7 @@ from featkit_train.networks.convnet import ConvNet
 from featkit_train.watching.listener import Listener
 from featkit_train.weights import load_backbone
 from tests.sentences import refused
-from tests.train.labeled.small import draw_kinds, labeled_config
+from tests.train.labeled.small import draw_kinds
 from tests.train.methods.training import (
     BATCH,
     assert_same_gradients,
@@ -36,22 +36,23 @@ from tests.train.methods.training import (
     take_step,
     unmasked_views,
 )
+from tests.train.small import small_config
 
 CLASSES = ("ash", "beech", "elm")
 CLASS_IDS = np.array([2, UNKNOWN, 0, 1, 2], np.int64)  # of BATCH images
 CONVNET = {
     "arch": "featkit:convnet",
     "options": {"stem": 4, "widths": [8, 12], "blocks": [1, 2]},
-    "small_stem": False,
 }
 SMOOTHING, TEMPERATURE, LABEL_WEIGHT, SELF_WEIGHT = 0.1, 0.2, 0.7, 1.6
 
 
 def joint_config(*settings: str) -> TrainConfig:
     """Return a config with a small convnet and small heads."""
-    return labeled_config(
-        "joint",
-        *(f"classifier={CONVNET}", "crops.num_local=0", "dino.centering=sinkhorn"),
+    return small_config(
+        "method=joint",
+        *(f"network={CONVNET}", "crops.num_local=0", "dino.centering=sinkhorn"),
+        "dino.koleo_weight=0.0",
         "dino.head={num_prototypes: 16, hidden_width: 32, bottleneck_width: 16}",
         *settings,
     )

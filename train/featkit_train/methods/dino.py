@@ -21,7 +21,7 @@ class Dino(MomentumTeacher):
     paper: ClassVar[str] = "arXiv 2104.14294"
     needs: ClassVar[str] = "images alone"
     when: ClassVar[str] = "a few hundred images or more and no labels; start with this one"
-    reads: ClassVar[frozenset[str]] = frozenset({"model", "noise", "teacher", "dino"})
+    reads: ClassVar[frozenset[str]] = frozenset({"model", "network", "noise", "teacher", "dino"})
 
     def terms(self, outputs: BranchOutputs, views: Views, targets: Targets) -> dict[str, Term]:
         """Return DINO's loss, and KoLeo if it has a weight."""

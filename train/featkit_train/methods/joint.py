@@ -10,7 +10,6 @@ Letters: B images, G global crops of each, D width, K classes, N held-out images
 
 from __future__ import annotations
 
-import copy
 from typing import ClassVar
 
 import numpy as np
@@ -31,7 +30,7 @@ from featkit_train.methods.momentum import (
     result_of,
 )
 from featkit_train.methods.supervised import codes_of
-from featkit_train.networks.classifier import build_backbone
+from featkit_train.networks.base import Backbone
 from featkit_train.networks.heads import HeadConfig, ProjectionHead
 from featkit_train.networks.inference import over_images
 from featkit_train.processes.distributed import ALONE, World
@@ -42,8 +41,8 @@ from featkit_train.watching.probe import HeldOut, Scores
 class LabeledBranch(Branch):
     """A student or a teacher with a third head, whose prototypes are the classes."""
 
-    def __init__(self, config: TrainConfig, *, num_classes: int) -> None:
-        super().__init__(build_backbone(config.classifier), config, patch_loss=False)
+    def __init__(self, backbone: Backbone, config: TrainConfig, *, num_classes: int) -> None:
+        super().__init__(backbone, config, patch_loss=False)
         sizes = config.joint
         self.label_head = ProjectionHead(
             self.backbone.width,
@@ -67,10 +66,8 @@ class Joint(Dino):
         "some or all images have labels, and the model has to find both other things of a kind and"
         " the same thing again"
     )
-    default_recipe: ClassVar[str] = "small_joint"
-    reads: ClassVar[frozenset[str]] = frozenset(
-        {"classifier", "labels", "teacher", "dino", "joint"}
-    )
+    default_recipe: ClassVar[str] = "small"
+    reads: ClassVar[frozenset[str]] = Dino.reads | {"labels", "joint"}
     reads_labels: ClassVar[bool] = True
     some_unlabeled: ClassVar[bool] = True
     student: LabeledBranch
@@ -80,10 +77,9 @@ class Joint(Dino):
         self._labels = labels
         super().__init__(config, world=world)
 
-    def build(self) -> None:
-        """Create student and teacher."""
-        self.student = LabeledBranch(self.config, num_classes=self._labels.num_classes)
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+    def build_branch(self, backbone: Backbone) -> LabeledBranch:
+        """Return a student with that backbone."""
+        return LabeledBranch(backbone, self.config, num_classes=self._labels.num_classes)
 
     def forward(self, views: Views, targets: Targets, generators: Generators) -> StepResult:
         """Return the student's loss for a micro-batch: DINO's terms, and the labels'."""

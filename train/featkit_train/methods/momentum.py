@@ -25,6 +25,7 @@ from featkit_train.losses import Center, dino_loss, ibot_loss, koleo_loss, sinkh
 from featkit_train.losses.sinkhorn import identity
 from featkit_train.methods.base import Generators, Method, StepResult, Views, check_multiples
 from featkit_train.networks.base import Backbone, Masked
+from featkit_train.networks.classifier import build_backbone
 from featkit_train.networks.ema import update_ema
 from featkit_train.networks.heads import ProjectionHead
 from featkit_train.networks.noise import NO_NOISE, Noise, NoiseConfig, draw_noise
@@ -153,11 +154,12 @@ class MomentumTeacher(Method):
 
     def build(self) -> None:
         """Create student and teacher."""
-        backbone = VisionTransformer(self.config.model)
-        self.student = Branch(
-            backbone, self.config, patch_loss=self.patch_loss, local_norm=self.local_norm
-        )
+        self.student = self.build_branch(build_network(self.config))
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+
+    def build_branch(self, backbone: Backbone) -> Branch:
+        """Return a student with that backbone."""
+        return Branch(backbone, self.config, patch_loss=self.patch_loss, local_norm=self.local_norm)
 
     # -- what a subclass defines -------------------------------------------------------------------
 
@@ -361,6 +363,13 @@ class MomentumTeacher(Method):
         return koleo_loss(
             view, among=self.world.gather_with_grad(view), first=self.world.rank * len(view)
         )
+
+
+def build_network(config: TrainConfig) -> Backbone:
+    """Build the config's network: the vision transformer of `model`, or that of `network`."""
+    if config.network.arch == "vit":
+        return VisionTransformer(config.model)
+    return build_backbone(config.network.classifier())
 
 
 def result_of(terms: Mapping[str, Term], outputs: BranchOutputs) -> StepResult:
