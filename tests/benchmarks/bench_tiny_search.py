@@ -1,0 +1,236 @@
+"""The search for featkit-tiny's recipe: short trainings that each change one thing.
+
+Trained on the 38,125 photographs of `things`, measured on what was held out for choosing: kNN on
+its `val` by the first training file, and edited copies of the first 400 of `photos`. The retrieval
+sets and the last 200 of `photos` take no part, so that they can judge what was chosen.
+
+A variant is measured by the feature that ships (its last two stages, pooled by the generalized
+mean, whitened on 4,000 training images), a vision transformer by its class token, whitened alike.
+Trainings are kept in --room: finished ones are not repeated, and a stopped one resumes. Each takes
+10 to 20 minutes of one core with AVX-512 bf16.
+
+Run: python tests/benchmarks/bench_tiny_search.py [VARIANT ...] [--room FOLDER] [--cpus 0] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+import torch
+
+from featkit.evaluate.copies import evaluate_copies
+from featkit.evaluate.knn import evaluate_knn
+from featkit.geometry import Geometry
+from featkit.images import decode
+from featkit.modelfile import Manifest
+from featkit.resources import usable_cpus
+from featkit.sources import Source, concatenate, evenly, open_source, subset
+from featkit.whitening import Whitening, fit_whitening
+from featkit_export.recipe import Recipe
+from featkit_export.torch_embedder import TorchEmbedder
+from featkit_train.config import TrainConfig
+from featkit_train.configure import configure
+from featkit_train.loop import train
+from featkit_train.networks.convnet import ConvNet
+from featkit_train.report.metrics import read_metrics
+from featkit_train.run_folder import CONFIG_FILE, METRICS_FILE
+from featkit_train.settings import parse_settings
+from featkit_train.weights import load_backbone
+from tests.benchmarks.photos import data_folder, open_part
+from tests.benchmarks.record import markdown_table, read_figures, save_result
+
+RESULT = "tiny_search"
+NEIGHBORS, DIM, POWER, NUM_FITTED = 20, 256, 0.75, 4000
+NUM_CHOOSING = 400  # photographs, of which copies are made
+VIT = "{patch: 8, width: 192, depth: 4, num_heads: 3, mlp_width: 768, position_grid: 8,"
+WEAK_COLOR = (
+    "color={jitter_probability: 0.5, hue: 0.02, gray_probability: 0.05, blur_probability: [0.1,"
+    " 0.1, 0.1], solarize_probability: [0, 0, 0]}"
+)
+# The settings that the search began with, before its own findings became the recipe `small`.
+MEAN = "network.options={stem: 32, widths: [64, 128, 256], blocks: [1, 2, 3]}"
+SLOW = ("optim.lr=2e-3", MEAN)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is changed of the recipe `small`, and why. steps: of 128 images."""
+
+    about: str
+    settings: tuple[str, ...] = ()
+    steps: int = 800
+    seed: int = 0
+
+
+VARIANTS = {
+    "joint-a": Variant("labels and DINO, learning rate 2e-3, mean pooling", SLOW),
+    "labels-a": Variant("labels alone", (*SLOW, "joint.self_weight=0", "dino.koleo_weight=0")),
+    "self-a": Variant("DINO alone", (*SLOW, "joint.label_weight=0")),
+    "joint-lr4": Variant("learning rate 4e-3", (MEAN,)),
+    "gem-lr4": Variant("the generalized mean"),
+    "scale10": Variant("crops from a tenth of the area", (MEAN, "crops.global_scale=[0.1,1.0]")),
+    "gem-self03": Variant("DINO's loss at 0.3", ("joint.self_weight=0.3",)),
+    "gem-local2": Variant(
+        "two local crops, in as many minutes",
+        ("crops.num_local=2", "crops.local_size=32", "crops.local_scale=[0.08,0.3]"),
+        steps=650,
+    ),
+    "weak-color": Variant("half as much change of color", (WEAK_COLOR,)),
+    "vit": Variant(
+        "a ViT of 1.2 times the multiply-adds, learning rate 1e-3",
+        (
+            *("network.arch=vit", "network.options={}", f"model={VIT} position_offset: 0.0}}"),
+            *("optim.lr=1e-3", "optim.warmup_steps=100"),
+        ),
+    ),
+}
+
+
+class Whitened:
+    """A model whose vectors are whitened."""
+
+    def __init__(self, model: TorchEmbedder, whitening: Whitening) -> None:
+        self._model, self._whitening = model, whitening
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model's, without the whitening."""
+        return self._model.manifest
+
+    @property
+    def geometry(self) -> Geometry:
+        """The model's."""
+        return self._model.geometry
+
+    def infer(self, images: np.ndarray) -> np.ndarray:
+        """Return unit vectors (N, D) float32 of prepared images (N, H, W, 3) uint8."""
+        return self._whitening.apply(self._model.infer(images))
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """What is learned from, and what is chosen by."""
+
+    learned: Source
+    gallery: Source
+    test: Source
+    copied: Source
+
+
+def open_photographs(folder: Path, *, quick: bool) -> Photographs:
+    """Open them; a few if quick. The list of copied ones is written to `folder`."""
+    data = data_folder()
+    gallery, more = (open_source(data / f"things/train-0000{number}.parquet") for number in (0, 1))
+    learned, test = concatenate([gallery, more]), open_source(data / "things/val-00000.parquet")
+    photos = sorted((data / "photos").iterdir())[: 10 if quick else NUM_CHOOSING]
+    copied = open_part(photos, folder / "photos.txt")
+    if quick:
+        few = {name: subset(each, range(60)) for name, each in (("g", gallery), ("t", test))}
+        return Photographs(few["g"], few["g"], few["t"], copied)
+    return Photographs(learned, gallery, test, copied)
+
+
+def config_of(variant: Variant, *, quick: bool) -> TrainConfig:
+    """Return the recipe with the variant's changes."""
+    steps = 2 if quick else variant.steps
+    return configure(
+        "joint",
+        "small",
+        parse_settings(
+            [
+                *(f"run.steps={steps}", f"run.seed={variant.seed}", "run.batch_size=128"),
+                *("run.evaluate_every=1000000", "run.held_out=0", "run.log_every=20"),
+                *variant.settings,
+                *(["run.batch_size=8"] if quick else []),
+            ]
+        ),
+    )
+
+
+def train_variant(variant: Variant, photographs: Photographs, run: Path, *, quick: bool) -> None:
+    """Train in the folder `run`, or resume it, unless it has taken all its steps."""
+    config = config_of(variant, quick=quick)
+    if (run / METRICS_FILE).is_file() and read_metrics(run / METRICS_FILE).last_step >= (
+        config.run.steps
+    ):
+        return
+    resume = (run / CONFIG_FILE).is_file()
+    train(config, [photographs.learned], run, resume=resume)
+
+
+def measure(run: Path, photographs: Photographs) -> dict[str, Any]:
+    """Return kNN accuracy and copy recall of a run by the feature that ships."""
+    is_convnet = isinstance(load_backbone(run)[0], ConvNet)
+    recipe = Recipe(feature="gem", layers=(2, 3)) if is_convnet else Recipe()
+    model = TorchEmbedder.open(run, recipe=recipe)
+    fitted = subset(photographs.gallery, evenly(len(photographs.gallery), most=NUM_FITTED))
+    vectors = np.concatenate([embed(model, fitted, index) for index in range(len(fitted))])
+    dim = min(DIM, vectors.shape[1], len(vectors) - 1)
+    whitening = fit_whitening([vectors], dim=dim, model="", power=POWER)
+    whitened = Whitened(model, whitening)
+    knn = evaluate_knn(photographs.gallery, photographs.test, whitened, ks=(NEIGHBORS,))
+    return {
+        "things kNN": round(knn.scores[0].majority, 4),
+        "copies recall@1": round(
+            evaluate_copies(photographs.copied, whitened).model.recall_at_1, 4
+        ),
+        "minutes": round(read_metrics(run / METRICS_FILE).seconds / 60, 1),
+    }
+
+
+def embed(model: TorchEmbedder, source: Source, index: int) -> np.ndarray:
+    """Return the vector (1, D) of one image of a source."""
+    image = decode(source.read(index), name=source.key(index)).pixels
+    return model.infer(model.geometry.apply(image)[None])
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Train and measure, and print all that is measured so far as a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("variants", nargs="*", choices=[[], *VARIANTS], metavar="VARIANT")
+    parser.add_argument("--room", type=Path, default=Path("build/tiny-search"))
+    parser.add_argument("--cpus", help="processors to use, such as 0,1")
+    parser.add_argument("--quick", action="store_true", help="try the code; figures mean nothing")
+    options = parser.parse_args(words)
+    if options.cpus:
+        os.sched_setaffinity(0, [int(each) for each in options.cpus.split(",")])
+    torch.set_num_threads(usable_cpus())
+    with tempfile.TemporaryDirectory() as folder:
+        photographs = open_photographs(Path(folder), quick=options.quick)
+        for name in options.variants or VARIANTS:
+            variant, run = VARIANTS[name], options.room / name
+            train_variant(variant, photographs, run, quick=options.quick)
+            row = {
+                "variant": variant.about,
+                "steps": variant.steps,
+                "seed": variant.seed,
+                **measure(run, photographs),
+                "settings": list(variant.settings),
+            }
+            print(name, row, flush=True)
+            if not options.quick:
+                # read again: another process may have written its own variants
+                save_result(RESULT, {**read_figures(RESULT), name: row})
+    figures = read_figures(RESULT)
+    if figures:
+        rows = [
+            {key: value for key, value in row.items() if key != "settings"}
+            for row in figures.values()
+        ]
+        print(markdown_table(rows))
+
+
+if __name__ == "__main__":
+    main()
