@@ -1,123 +1,134 @@
-"""featkit-tiny, the model that ships: train it again by its two recipes, or take a finished second
-run, and measure it.
+"""featkit-tiny, the model that ships: train and export it by the commands of its card, and measure
+it next to the model before it.
 
-Copies among the last 200 of 600 photographs in name order, which it was not trained on, next to the
-baselines; and, for what it is not good at, the kinds of things in CIFAR-10 by their nearest
-neighbors, next to raw pixels. Run: python tests/benchmarks/bench_tiny.py [RUN | --quick]
+All of `featkit evaluate all` on images that it was not trained on: kNN and a linear classifier on
+`things`, retrieval on the three sets of `retrieval`, and copies of the last 200 of `photos`. Then
+the images per second of `featkit embed` with both models in turn.
+
+The training is kept in --room and resumes if it was stopped; --model measures a finished file
+instead. --before names the file to compare with, such as that of an earlier commit.
+
+Run: python tests/benchmarks/bench_tiny.py [--room FOLDER] [--model NEW.onnx] [--before OLD.onnx]
+[--quick]
 """
 
 from __future__ import annotations
 
-import json
+import argparse
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from featkit.embedder import Embedder
-from featkit.evaluate.copies import CopiesReport, evaluate_copies
-from featkit.evaluate.knn import evaluate_knn
+from featkit.evaluate import Choices, Material, evaluate_all, markdown
+from featkit.pipeline import EmbedOptions, embed_source
 from featkit.sources import Source, open_source, subset
-from featkit_export.recipe import Feature
-from featkit_export.request import ExportRequest, export
-from featkit_train.configure import configure
-from featkit_train.loop import train
-from featkit_train.settings import parse_settings
-from featkit_train.watching.listener import Listener
-from tests.benchmarks.photos import NUM_HELD_OUT, NUM_LEARNED, data_folder, open_part
-from tests.benchmarks.record import is_quick, write_result
+from featkit_train.report.metrics import read_metrics
+from featkit_train.run_folder import CONFIG_FILE, METRICS_FILE
+from tests.benchmarks.photos import NUM_HELD_OUT, data_folder, open_part
+from tests.benchmarks.record import alternate, median_ratio, write_result
 
-NEIGHBORS, GALLERY, QUERIES = (20, 60, 20) if is_quick() else (20, 5000, 1000)
+STEPS, ROUNDS = 20_000, 5
+LICENSE = "for research and evaluation (trained on mini-ImageNet and Tiny ImageNet)"
+DATA = "38,125 images of mini-ImageNet and Tiny ImageNet, 275 classes"
+RETRIEVAL = ("caltech", "clothes", "groceries")
 
 
-def cifar_accuracy(data: Path, embedder: Embedder) -> dict[str, float]:
-    """Return accuracies of the model and of centered pixels, by majority and by weighted vote."""
-    shards = (open_source(data / "cifar10" / f"train-0000{number}.tar") for number in range(2))
-    gallery, queries = (
-        subset(shard, range(count)) for shard, count in zip(shards, (GALLERY, QUERIES), strict=True)
+def training(things: Path, run: Path, *, steps: int) -> list[str]:
+    """The command that trains; in a folder that holds a run, the one that resumes it."""
+    return [
+        *("train", "joint", str(things / "train-00000.parquet")),
+        *(str(things / "train-00001.parquet"), "--held-out", str(things / "val-00000.parquet")),
+        *("--recipe", "small", "--steps", str(steps), "--name", "featkit-tiny"),
+        *("--set", f"license={LICENSE}", "--set", f"data_name={DATA}", "--out", str(run)),
+        *(["--resume"] if (run / CONFIG_FILE).is_file() else []),
+    ]
+
+
+def exporting(things: Path, run: Path, out: Path) -> list[str]:
+    """The command that exports: the last two stages, whitened on half of the training images."""
+    return [
+        *("export", str(run), "--feature", "gem", "--layers", "2,3"),
+        *("--whiten-on", str(things / "train-00000.parquet"), "--dim", "256", "--power", "0.75"),
+        *("--outputs", "embedding,patches", "--compact", "--out", str(out)),
+    ]
+
+
+def featkit(words: Sequence[str]) -> None:
+    """Run a command of featkit's, and print it first."""
+    print("featkit", *words, flush=True)
+    subprocess.run([sys.executable, "-m", "featkit", *words], check=True)
+
+
+def seconds_to_embed(model: Path, photos: Source) -> float:
+    """Time of a batch job over the photographs, without opening the model."""
+    embedder = Embedder(model)
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        embed_source(photos, embedder, Path(folder) / "embeddings", EmbedOptions())
+        return time.perf_counter() - started
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Train, export, measure and record."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found = {}
-    for name, score in zip(
-        ("model", "centered pixels"),
-        evaluate_knn(gallery, queries, embedder, ks=(NEIGHBORS,)).scores,
-        strict=True,
-    ):
-        found[f"CIFAR-10 by {NEIGHBORS} neighbors, {name}"] = round(score.majority, 3)
-        found[f"CIFAR-10 by {NEIGHBORS} neighbors, weighted, {name}"] = round(score.weighted, 3)
-    return found
-
-
-def minutes_of(run: Path) -> float:
-    """Time of the steps of the last stage, from the rates that its run logged."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "steps_per_s" in line]
-    spent = 0.0
-    before = 0
-    for line in steps:
-        spent += (line["step"] - before) / line["steps_per_s"]
-        before = line["step"]
-    return spent / 60
-
-
-def train_stages(first: Source, last: Source, folder: Path) -> Path:
-    """The run of the second stage, after the first."""
-    stages = (("dino", "tiny"), ("adapt", "tiny_adapt"))
-    settings = ["run.steps=4", "run.held_out=4"] if is_quick() else []
-    for method, recipe in stages:
-        config = configure(method, recipe, parse_settings(settings))
-        train(
-            config,
-            [first],
-            folder / recipe,
-            held_out=last,
-            listener=Listener(on_log=lambda log: print(log, flush=True)),
-        )
-        settings = [*settings, f"pretrained.name={folder / recipe}"]
-    return folder / recipe
-
-
-def measure(run: Path, held_out: Source, feature: Feature, out: Path) -> CopiesReport:
-    """The copies yardstick of one feature."""
-    export(ExportRequest(source=str(run), out=out, feature=feature))
-    return evaluate_copies(held_out, Embedder(out))
-
-
-def main() -> None:
-    """Measure and record."""
+    parser.add_argument("--room", type=Path, default=Path("build/tiny"))
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--before", type=Path)
+    parser.add_argument("--quick", action="store_true", help="try the code; figures mean nothing")
+    options = parser.parse_args(words)
     data = data_folder()
-    photos = sorted((data / "photos").iterdir())
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        first, last = (
-            open_part(photos[:NUM_LEARNED], folder / "first.txt"),
-            open_part(photos[-NUM_HELD_OUT:], folder / "last.txt"),
+    things, run, made = data / "things", options.room / "run", options.room / "featkit-tiny.onnx"
+    figures: dict[str, Any] = {}
+    if options.model is None:
+        featkit(training(things, run, steps=2 if options.quick else STEPS))
+        figures["minutes of training"] = round(read_metrics(run / METRICS_FILE).seconds / 60, 1)
+        featkit(exporting(things, run, made))
+    files = {"featkit-tiny": options.model or made}
+    if options.before is not None:
+        files["before"] = options.before
+    with tempfile.TemporaryDirectory() as folder:
+        photos = sorted((data / "photos").iterdir())[-NUM_HELD_OUT:]
+        held_out = open_part(photos, Path(folder) / "last.txt")
+
+        def opened(path: Path) -> Source:
+            source = open_source(path)
+            return subset(source, range(60)) if options.quick else source
+
+        material = Material(
+            train=opened(things / "train-00000.parquet"),
+            test=opened(things / "val-00000.parquet"),
+            retrieval=[opened(data / f"retrieval/{name}.parquet") for name in RETRIEVAL],
+            copies=held_out,
         )
-        run = (
-            Path(sys.argv[1])
-            if len(sys.argv) > 1 and not is_quick()
-            else train_stages(first, last, folder)
-        )
-        reports = {
-            feature: measure(run, last, feature, folder / f"{feature}.onnx")
-            for feature in get_args(Feature)
+        models = {name: Embedder(path) for name, path in files.items()}
+        report = evaluate_all(models, material, choices=Choices(linear=not options.quick))
+        print(markdown(report))
+        figures |= {
+            "bytes": files["featkit-tiny"].stat().st_size,
+            "table": markdown(report),
+            "report": asdict(report),
         }
-        figures = {
-            "minutes of steps": round(minutes_of(run), 1),
-            **{
-                f"copy recall@1, {feature}": round(report.model.recall_at_1, 3)
-                for feature, report in reports.items()
-            },
-            "copy recall@1, centered pixels": round(
-                reports["cls"].method("centered pixels").recall_at_1, 3
-            ),
-            "target": "twice centered pixels, aim for three times",
-            **cifar_accuracy(data, Embedder(folder / "cls.onnx")),
-            "reports": {feature: asdict(report) for feature, report in reports.items()},
-        }
-    write_result("tiny", figures)
+        if len(files) > 1:
+            new, old = alternate(
+                lambda: seconds_to_embed(files["featkit-tiny"], held_out),
+                lambda: seconds_to_embed(files["before"], held_out),
+                rounds=ROUNDS,
+            )
+            figures["images/s of featkit embed, relative to before"] = round(
+                median_ratio(old, new), 3
+            )
+            figures["seconds to embed"] = {"featkit-tiny": new, "before": old}
+    write_result("tiny", figures, keep=not options.quick)
 
 
 if __name__ == "__main__":
