@@ -200,7 +200,7 @@ LEARNED: dict[str, tuple[Sequence[str], Any, Any]] = {
     "network.options": (
         (*DINO, NETWORK),
         f"{{{SMALL_CONVNET}}}",
-        f"{{{SMALL_CONVNET}, pooling: gem}}",
+        f"{{{SMALL_CONVNET}, pooling: mean}}",
     ),
     "joint.label_weight": (JOINT, 1.0, 0.0),
     "joint.self_weight": (JOINT, 1.0, 0.0),

@@ -195,9 +195,7 @@ def test_a_recipe_trains_two_steps_at_a_reduced_size(
 def test_a_recipe_with_labels_trains_at_a_reduced_size(
     name: str, method: str, folder: Path, tmp_path: Path
 ) -> None:
-    exits = (
-        {"classifier.exits": [1, 2, 3]} if method == "internal" and name == "small_labeled" else {}
-    )
+    exits = {"classifier.exits": [1]} if method == "internal" and name == "small_labeled" else {}
     whole = configure(method, name, exits)
     config, out = reduced(whole, folder / "pretrained"), tmp_path / "run"
     labeled, unlabeled, held_out = (
@@ -227,7 +225,7 @@ def test_a_recipe_with_labels_trains_at_a_reduced_size(
             whole.classifier.small_stem,
             whole.classifier.exits,
         )
-        library = {"timm": TimmModel, "torchvision": TorchvisionModel}[
+        library = {"timm": TimmModel, "torchvision": TorchvisionModel, "featkit": ConvNet}[
             whole.classifier.arch.partition(":")[0]
         ]
         assert isinstance(backbone, ExitedBackbone if built.exits else library)

@@ -107,7 +107,8 @@ class LabelFlags:
     """Flags of the methods with labels."""
 
     arch: str | None = None
-    """The classifier: timm:NAME or torchvision:NAME, a ViT or a CNN. Default: timm:resnet18."""
+    """The classifier: featkit:convnet, timm:NAME or torchvision:NAME, a ViT or a CNN. Default:
+    featkit:convnet."""
 
     label: str | None = None
     """Column of the labels. Default: `label`; in a folder without that column, each image's

@@ -47,7 +47,7 @@ class ConvNet(Backbone):
         stem: int = 32,
         widths: Sequence[int] = (64, 128, 256),
         blocks: Sequence[int] = (1, 2, 3),
-        pooling: Literal["mean", "gem"] = "mean",
+        pooling: Literal["mean", "gem"] = "gem",
     ) -> None:
         if not widths or len(widths) != len(blocks) or min(stem, *widths, *blocks) < 1:
             raise InputError(
