@@ -17,6 +17,7 @@ from featkit_train.configure import configure
 from featkit_train.labeled import born_again, internal, self_training
 from featkit_train.loop import train
 from featkit_train.methods import METHODS, Supervised
+from featkit_train.networks.base import Backbone
 from featkit_train.networks.borrowed import TimmModel, TorchvisionModel
 from featkit_train.networks.classifier import ClassifierConfig
 from featkit_train.networks.convnet import ConvNet
@@ -225,9 +226,12 @@ def test_a_recipe_with_labels_trains_at_a_reduced_size(
             whole.classifier.small_stem,
             whole.classifier.exits,
         )
-        library = {"timm": TimmModel, "torchvision": TorchvisionModel, "featkit": ConvNet}[
-            whole.classifier.arch.partition(":")[0]
-        ]
+        libraries: dict[str, type[Backbone]] = {
+            "timm": TimmModel,
+            "torchvision": TorchvisionModel,
+            "featkit": ConvNet,
+        }
+        library = libraries[whole.classifier.arch.partition(":")[0]]
         assert isinstance(backbone, ExitedBackbone if built.exits else library)
         assert len(classifier.heads) == 1 + len(built.exits)
 
