@@ -1,8 +1,6 @@
 """The search for featkit-tiny's recipe: short trainings that each change one thing.
 
-Trained on the 38,125 photographs of `things`, measured on what was held out for choosing: kNN on
-its `val` by the first training file, and edited copies of the first 400 of `photos`. The retrieval
-sets and the last 200 of `photos` take no part, so that they can judge what was chosen.
+Trained on the 38,125 photographs of `things`, and measured on what choosing.py holds out for it.
 
 A variant is measured by the feature that ships (its last two stages, pooled by the generalized
 mean, whitened on 4,000 training images), a vision transformer by its class token, whitened alike.
@@ -21,21 +19,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import numpy as np
 import torch
 
-from featkit.evaluate.copies import evaluate_copies
-from featkit.evaluate.knn import evaluate_knn
-from featkit.geometry import Geometry
-from featkit.images import decode
-from featkit.modelfile import Manifest
 from featkit.resources import usable_cpus
-from featkit.sources import Source, concatenate, evenly, open_source, subset
-from featkit.whitening import Whitening, fit_whitening
 from featkit_export.recipe import Recipe
 from featkit_export.torch_embedder import TorchEmbedder
 from featkit_train.config import TrainConfig
@@ -46,12 +35,16 @@ from featkit_train.report.metrics import read_metrics
 from featkit_train.run_folder import CONFIG_FILE, METRICS_FILE
 from featkit_train.settings import parse_settings
 from featkit_train.weights import load_backbone
-from tests.benchmarks.photos import data_folder, open_part
+from tests.benchmarks.choosing import (
+    Photographs,
+    embed_photographs,
+    open_photographs,
+    scores_of,
+    whitening_of,
+)
 from tests.benchmarks.record import markdown_table, read_figures, save_result
 
 RESULT = "tiny_search"
-NEIGHBORS, DIM, POWER, NUM_FITTED = 20, 256, 0.75, 4000
-NUM_CHOOSING = 400  # photographs, of which copies are made
 VIT = "{patch: 8, width: 192, depth: 4, num_heads: 3, mlp_width: 768, position_grid: 8,"
 WEAK_COLOR = (
     "color={jitter_probability: 0.5, hue: 0.02, gray_probability: 0.05, blur_probability: [0.1,"
@@ -96,50 +89,6 @@ VARIANTS = {
 }
 
 
-class Whitened:
-    """A model whose vectors are whitened."""
-
-    def __init__(self, model: TorchEmbedder, whitening: Whitening) -> None:
-        self._model, self._whitening = model, whitening
-
-    @property
-    def manifest(self) -> Manifest:
-        """The model's, without the whitening."""
-        return self._model.manifest
-
-    @property
-    def geometry(self) -> Geometry:
-        """The model's."""
-        return self._model.geometry
-
-    def infer(self, images: np.ndarray) -> np.ndarray:
-        """Return unit vectors (N, D) float32 of prepared images (N, H, W, 3) uint8."""
-        return self._whitening.apply(self._model.infer(images))
-
-
-@dataclass(frozen=True)
-class Photographs:
-    """What is learned from, and what is chosen by."""
-
-    learned: Source
-    gallery: Source
-    test: Source
-    copied: Source
-
-
-def open_photographs(folder: Path, *, quick: bool) -> Photographs:
-    """Open them; a few if quick. The list of copied ones is written to `folder`."""
-    data = data_folder()
-    gallery, more = (open_source(data / f"things/train-0000{number}.parquet") for number in (0, 1))
-    learned, test = concatenate([gallery, more]), open_source(data / "things/val-00000.parquet")
-    photos = sorted((data / "photos").iterdir())[: 10 if quick else NUM_CHOOSING]
-    copied = open_part(photos, folder / "photos.txt")
-    if quick:
-        few = {name: subset(each, range(60)) for name, each in (("g", gallery), ("t", test))}
-        return Photographs(few["g"], few["g"], few["t"], copied)
-    return Photographs(learned, gallery, test, copied)
-
-
 def config_of(variant: Variant, *, quick: bool) -> TrainConfig:
     """Return the recipe with the variant's changes."""
     steps = 2 if quick else variant.steps
@@ -168,30 +117,13 @@ def train_variant(variant: Variant, photographs: Photographs, run: Path, *, quic
     train(config, [photographs.learned], run, resume=resume)
 
 
-def measure(run: Path, photographs: Photographs) -> dict[str, Any]:
-    """Return kNN accuracy and copy recall of a run by the feature that ships."""
+def measure(run: Path, photographs: Photographs) -> dict[str, float]:
+    """Return the scores of a run by the feature that ships, and the minutes of its steps."""
     is_convnet = isinstance(load_backbone(run)[0], ConvNet)
     recipe = Recipe(feature="gem", layers=(2, 3)) if is_convnet else Recipe()
-    model = TorchEmbedder.open(run, recipe=recipe)
-    fitted = subset(photographs.gallery, evenly(len(photographs.gallery), most=NUM_FITTED))
-    vectors = np.concatenate([embed(model, fitted, index) for index in range(len(fitted))])
-    dim = min(DIM, vectors.shape[1], len(vectors) - 1)
-    whitening = fit_whitening([vectors], dim=dim, model="", power=POWER)
-    whitened = Whitened(model, whitening)
-    knn = evaluate_knn(photographs.gallery, photographs.test, whitened, ks=(NEIGHBORS,))
-    return {
-        "things kNN": round(knn.scores[0].majority, 4),
-        "copies recall@1": round(
-            evaluate_copies(photographs.copied, whitened).model.recall_at_1, 4
-        ),
-        "minutes": round(read_metrics(run / METRICS_FILE).seconds / 60, 1),
-    }
-
-
-def embed(model: TorchEmbedder, source: Source, index: int) -> np.ndarray:
-    """Return the vector (1, D) of one image of a source."""
-    image = decode(source.read(index), name=source.key(index)).pixels
-    return model.infer(model.geometry.apply(image)[None])
+    embedded = embed_photographs(photographs, TorchEmbedder.open(run, recipe=recipe))
+    minutes = read_metrics(run / METRICS_FILE).seconds / 60
+    return {**scores_of(embedded, whitening_of(embedded)), "minutes": round(minutes, 1)}
 
 
 def main(words: Sequence[str] | None = None) -> None:
