@@ -54,6 +54,8 @@ WEAK_COLOR = (
 MEAN = "network.options={pooling: mean}"
 SLOW = ("optim.lr=2e-3", MEAN)
 
+B = (WEAK_COLOR, "joint.self_weight=0.3")
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -79,6 +81,10 @@ VARIANTS = {
         steps=650,
     ),
     "weak-color": Variant("half as much change of color", (WEAK_COLOR,)),
+    "b-ref": Variant("weak color, DINO's loss at 0.3", B),
+    "b-proj1": Variant("of these, a projector of one layer", (*B, "joint.num_layers=1")),
+    "b-temp05": Variant("of these, class temperature 0.05", (*B, "joint.temperature=0.05")),
+    "b-mix50": Variant("of these, CutMix in half of the steps", (*B, "joint.mix_probability=0.5")),
     "vit": Variant(
         "a ViT of 1.2 times the multiply-adds, learning rate 1e-3",
         (
