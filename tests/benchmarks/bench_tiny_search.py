@@ -54,7 +54,7 @@ WEAK_COLOR = (
 MEAN = "network.options={pooling: mean}"
 SLOW = ("optim.lr=2e-3", MEAN)
 
-B = (WEAK_COLOR, "joint.self_weight=0.3")
+SELF03 = ("joint.self_weight=0.3",)
 
 
 @dataclass(frozen=True)
@@ -74,17 +74,24 @@ VARIANTS = {
     "joint-lr4": Variant("learning rate 4e-3", (MEAN,)),
     "gem-lr4": Variant("the generalized mean"),
     "scale10": Variant("crops from a tenth of the area", (MEAN, "crops.global_scale=[0.1,1.0]")),
-    "gem-self03": Variant("DINO's loss at 0.3", ("joint.self_weight=0.3",)),
+    "gem-self03": Variant("DINO's loss at 0.3", SELF03),
     "gem-local2": Variant(
         "two local crops, in as many minutes",
         ("crops.num_local=2", "crops.local_size=32", "crops.local_scale=[0.08,0.3]"),
         steps=650,
     ),
     "weak-color": Variant("half as much change of color", (WEAK_COLOR,)),
-    "b-ref": Variant("weak color, DINO's loss at 0.3", B),
-    "b-proj1": Variant("of these, a projector of one layer", (*B, "joint.num_layers=1")),
-    "b-temp05": Variant("of these, class temperature 0.05", (*B, "joint.temperature=0.05")),
-    "b-mix50": Variant("of these, CutMix in half of the steps", (*B, "joint.mix_probability=0.5")),
+    "b-ref": Variant("weak color and DINO's loss at 0.3", (WEAK_COLOR, *SELF03)),
+    "s-proj1": Variant(
+        "DINO's loss at 0.3, a projector of one layer", (*SELF03, "joint.num_layers=1")
+    ),
+    "s-temp05": Variant(
+        "DINO's loss at 0.3, class temperature 0.05", (*SELF03, "joint.temperature=0.05")
+    ),
+    "s-mix50": Variant(
+        "DINO's loss at 0.3, CutMix in half of the steps", (*SELF03, "joint.mix_probability=0.5")
+    ),
+    "s-lr8": Variant("DINO's loss at 0.3, learning rate 8e-3", (*SELF03, "optim.lr=8e-3")),
     "vit": Variant(
         "a ViT of 1.2 times the multiply-adds, learning rate 1e-3",
         (
