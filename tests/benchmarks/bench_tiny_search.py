@@ -91,7 +91,15 @@ VARIANTS = {
     "s-mix50": Variant(
         "DINO's loss at 0.3, CutMix in half of the steps", (*SELF03, "joint.mix_probability=0.5")
     ),
-    "s-lr8": Variant("DINO's loss at 0.3, learning rate 8e-3", (*SELF03, "optim.lr=8e-3")),
+    "s-multi": Variant(
+        "DINO's loss at 0.3, crops of 48, 64 and 96 pixels, in as many minutes",
+        (
+            *SELF03,
+            "crops.resolutions=[{share: 0.35, global_size: 48, local_size: 32}, {share: 0.35,"
+            " global_size: 64, local_size: 32}, {share: 0.3, global_size: 96, local_size: 48}]",
+        ),
+        steps=700,
+    ),
     "vit": Variant(
         "a ViT of 1.2 times the multiply-adds, learning rate 1e-3",
         (
