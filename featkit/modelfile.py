@@ -26,8 +26,9 @@ from featkit.geometry import MAX_SIDE, Geometry
 from featkit.paths import is_text
 from featkit.wording import counted, on_one_line
 
-# Format 1, without layers, fixed sizes, quantization and external weights, can be read as well.
-FORMAT = 2
+# Older formats can be read as well: 1, without layers, fixed sizes, quantization and external
+# weights, and 2, without weight_precision.
+FORMAT = 3
 METADATA_KEY = "featkit"
 MAX_WIDTH = 1_000_000  # dimensions of a vector
 MAX_NAME_BYTES, MAX_SHOWN = 255, 200
@@ -78,6 +79,9 @@ class Manifest:
     join: how they were joined, concat or mean.
     whitened: the statistics of the whitening, or "".
     fixed_size: the only (height, width) that the graph accepts, or None for any multiple of patch.
+    precision: what the graph computes in: fp32, fp16, int8, or quantized for a file made elsewhere.
+    weight_precision: fp16 if the large weights are stored in it and converted to fp32 when the file
+    is loaded, or "" if all are stored in `precision`.
     parity: figures measured by the export.
     quantization: figures of a lower precision, and what was left in float.
     """
@@ -95,6 +99,7 @@ class Manifest:
     fixed_size: tuple[int, int] | None = None
     outputs: tuple[str, ...] = (EMBEDDING,)
     precision: str = "fp32"
+    weight_precision: str = ""
     parity: dict[str, float] = field(default_factory=dict)
     quantization: dict[str, Any] = field(default_factory=dict)
     external: ExternalWeights | None = None
@@ -118,6 +123,7 @@ class Manifest:
             "join",
             "whitened",
             "precision",
+            "weight_precision",
             "license",
             "fingerprint",
             "notes",

@@ -38,6 +38,7 @@ from featkit_export.half_proof import (
     observe_peaks,
     proof_images,
 )
+from featkit_export.half_weights import with_float_weights
 from featkit_export.int8 import ChannelRange, observe_ranges, quantizable_nodes, quantize_static
 from featkit_export.original import load_onnx, load_session
 from featkit_export.report import OnStep, no_step
@@ -83,6 +84,7 @@ def lower(
     manifest = dataclasses.replace(
         manifest,
         precision=precision,
+        weight_precision="",
         name=name or manifest.name,
         external=None,
         parity={},
@@ -105,7 +107,7 @@ def _write_half(
 
     Raises GateError if its vectors still differ too much.
     """
-    model, geometry = load_onnx(full), manifest.geometry
+    model, geometry = with_float_weights(load_onnx(full)), manifest.geometry
     images = proof_images(geometry.height, geometry.width)
     expected = embed_each(load_session(full), images)
     if not np.isfinite(expected).all():
@@ -234,7 +236,7 @@ def _write_int8(
 
 def _quantizable(full: Path) -> onnx.ModelProto:
     """Read the model. Raises InputError if it is too large or has no product for int8."""
-    model = load_onnx(full)
+    model = with_float_weights(load_onnx(full))
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MAX_INLINE_BYTES:
         raise InputError(
             f"{full} has more than 2 GB of weights, too many to calibrate; use --precision {FP16}."

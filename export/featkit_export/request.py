@@ -4,6 +4,7 @@
     published name, timm:NAME, run folder    export.py, from weights in torch
     .onnx made elsewhere, hub:OWNER/NAME     adopt.py, by changing its graph
     model file, with a lower precision       precision.py, from the file in full precision
+    model file, with weights in fp16         half_weights_proof.py, from the same
 
 A lower precision of weights is made from a full-precision file in a temporary folder. torch and
 onnx are imported only by the writer that needs them.
@@ -49,6 +50,7 @@ class ExportRequest:
     `featkit.whitening.fit_whitening`; None means 128 and 1.
     size: the only (height, width) in pixels that the file accepts; None keeps sizes dynamic.
     exit: of a network with early exits, the one to cut at, counted from 1; None means the deepest.
+    half_weights: store the large weights in fp16 and compute in fp32; for fp32 only.
     calibration: images for int8; required for it, and refused for other precisions.
     triton: a Triton model repository to add the file to.
     """
@@ -69,6 +71,7 @@ class ExportRequest:
     exit: int | None = None
     name: str | None = None
     precision: Precision = FP32
+    half_weights: bool = False
     calibration: Path | None = None
     triton: Path | None = None
 
@@ -77,6 +80,11 @@ class ExportRequest:
             raise InputError(
                 "--precision int8 and --calibrate IMAGES go together: int8 takes its scales from"
                 " these images and is checked on them."
+            )
+        if self.half_weights and self.precision != FP32:
+            raise InputError(
+                f"--half-weights is for files that compute in {FP32}, and one in {self.precision}"
+                " has small weights already; leave out --half-weights or --precision."
             )
         if self.whiten is not None and self.whiten_on is not None:
             raise InputError(
@@ -139,13 +147,17 @@ def export(request: ExportRequest, *, on_step: OnStep | None = None) -> ExportRe
     """
     if is_model_file(request.source):
         report = _lower_model_file(request, on_step or no_step)
-    elif request.precision == FP32:
+    elif request.precision == FP32 and not request.half_weights:
         report = _write_full(request, on_step)
     else:
         need_extra("export", "onnx", engines=("onnxruntime",))
         with tempfile.TemporaryDirectory() as folder:
             full = dataclasses.replace(
-                request, out=Path(folder) / "full.onnx", precision=FP32, calibration=None
+                request,
+                out=Path(folder) / "full.onnx",
+                precision=FP32,
+                half_weights=False,
+                calibration=None,
             )
             in_full = _write_full(full, on_step)
             lowered = _lower(full.out, request, on_step or no_step)
@@ -159,10 +171,10 @@ def export(request: ExportRequest, *, on_step: OnStep | None = None) -> ExportRe
 
 
 def _lower_model_file(request: ExportRequest, on_step: OnStep) -> ExportReport:
-    if request.precision == FP32:
+    if request.precision == FP32 and not request.half_weights:
         raise InputError(
             f"{request.source} is already a model file; use it as it is, or choose a lower"
-            " --precision for a copy."
+            " --precision or --half-weights for a copy."
         )
     need_extra("export", "onnx", engines=("onnxruntime",))
     request.refuse(
@@ -173,9 +185,13 @@ def _lower_model_file(request: ExportRequest, on_step: OnStep) -> ExportReport:
 
 
 def _lower(full: Path, request: ExportRequest, on_step: OnStep) -> ExportReport:
+    if request.precision == FP32:
+        from featkit_export.half_weights_proof import halve_weights
+
+        manifest = halve_weights(full, request.out, name=request.name, on_step=on_step)
+        return ExportReport(out=request.out, manifest=manifest)
     from featkit_export.precision import lower
 
-    assert request.precision != FP32
     manifest = lower(
         full,
         request.out,

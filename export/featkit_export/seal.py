@@ -17,7 +17,7 @@ from onnx import external_data_helper
 from featkit.atomic import TEMPORARY_MARK, explain_os_errors, replace_file
 from featkit.digests import sha256_of
 from featkit.geometry import Geometry
-from featkit.modelfile import METADATA_KEY, ExternalWeights, Manifest
+from featkit.modelfile import FORMAT, METADATA_KEY, ExternalWeights, Manifest
 from featkit_export.surgery import Guard, find_guard
 
 
@@ -76,14 +76,16 @@ def seal(
     model: onnx.ModelProto, manifest: Manifest, path: Path, *, folder: Path | None = None
 ) -> Manifest:
     """Write `model` with its manifest to `path` atomically, and return the manifest with its
-    fingerprint.
+    fingerprint and the current format.
 
     folder: the folder of the weights file, if weights are outside the model. It is moved next to
     `path` under a name made from the fingerprint, so that neither an older model file nor a crash
     between the two writes can pair a graph with the wrong weights.
     """
     sealed = dataclasses.replace(
-        manifest, fingerprint=fingerprint(model, manifest.geometry, folder=folder)
+        manifest,
+        format=FORMAT,
+        fingerprint=fingerprint(model, manifest.geometry, folder=folder),
     )
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

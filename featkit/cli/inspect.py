@@ -67,6 +67,7 @@ def _model_facts(path: Path) -> dict[str, Any]:
         sizes = "{}×{} only".format(*manifest.fixed_size)
     return {
         **json.loads(manifest.to_json()),
+        "weight_precision": manifest.weight_precision or manifest.precision,
         "sizes": sizes,
         "bytes": path.stat().st_size,
         "nodes": count_nodes(path),

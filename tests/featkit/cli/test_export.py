@@ -414,6 +414,30 @@ def test_a_run_and_its_model_file_become_the_same_file_in_fp16(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
 
 
+def test_a_run_and_its_model_file_become_the_same_half_weights(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = read_manifest(folder / "out" / "m.onnx")
+    arguments = ("--half-weights", "--out", tmp_path / "a.onnx")
+    said = run_featkit("export", folder / "out" / "m.onnx", *arguments, "--quiet")
+    assert (said.code, said.error) == (0, "")
+    assert "Measured with weights in fp16" in said.out
+    assert re.search(r"^least_cosine +0\.9999\d* *$", said.out, re.MULTILINE)
+    monkeypatch.setattr(
+        "featkit_export.export.trace",
+        lambda *_, **__: Traced(model=onnx.load(folder / "out" / "m.onnx")),
+    )
+    triton = ("--triton", tmp_path / "models")
+    arguments = ("--half-weights", "--out", tmp_path / "b.onnx")
+    said = run_featkit("export", folder / "run", *arguments, *triton, "--json")
+    assert (said.code, json.loads(said.out)["compared_with"]) == (0, "torch")
+    first, second = (read_manifest(tmp_path / name) for name in ("a.onnx", "b.onnx"))
+    assert first.fingerprint == second.fingerprint != full.fingerprint
+    assert (first.precision, first.weight_precision) == ("fp32", "fp16")
+    (model,) = (tmp_path / "models").glob("*/1/model.onnx")
+    assert model.read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
 def test_int8_goes_through_the_gate_and_its_figures_are_printed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -516,6 +540,23 @@ def test_options_that_do_not_apply_to_a_model_file_are_refused(
     assert said.error.endswith(
         f"is a model file, so its network cannot change; leave out {named}.\n"
     )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--precision fp16", "--half-weights is for files that compute in fp32, and one in fp16"),
+        ("--size 64", "is a model file, so its network cannot change; leave out --size."),
+    ],
+)
+def test_half_weights_with_another_change_are_refused(
+    folder: Path, tmp_path: Path, flags: str, sentence: str
+) -> None:
+    arguments = ("--half-weights", "--out", tmp_path / "m.onnx", *flags.split())
+    said = run_featkit("export", folder / "out" / "m.onnx", *arguments)
+    assert (said.code, is_one_sentence(said)) == (2, True)
+    assert sentence in said.error
     assert list(tmp_path.iterdir()) == []
 
 

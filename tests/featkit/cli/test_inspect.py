@@ -61,6 +61,15 @@ def test_a_model_file_shows_its_manifest(made: Path) -> None:
     }
 
 
+def test_a_model_file_shows_how_its_weights_are_stored(made: Path) -> None:
+    found = facts(made / "m.onnx")
+    assert (found["precision"], found["weight_precision"]) == ("fp32", "fp32")
+    manifest = dataclasses.replace(read_manifest(made / "m.onnx"), weight_precision="fp16")
+    seal(onnx.load(made / "m.onnx"), manifest, made / "h.onnx")
+    found = facts(made / "h.onnx")
+    assert (found["precision"], found["weight_precision"]) == ("fp32", "fp16")
+
+
 def test_a_model_file_shows_what_it_takes_and_how_large_it_is(made: Path) -> None:
     found = facts(made / "m.onnx")
     assert found["sizes"] == "any multiple of 8, 32×32 natively"
