@@ -50,7 +50,12 @@ WEAK_COLOR = (
     "color={jitter_probability: 0.5, hue: 0.02, gray_probability: 0.05, blur_probability: [0.1,"
     " 0.1, 0.1], solarize_probability: [0, 0, 0]}"
 )
-# The settings that the search began with, before its own findings became the recipe `small`.
+# What the search began with, before its findings became the recipe `small`.
+START = (
+    "joint={num_layers: 2, hidden_width: 1024}",
+    "color={hue: 0.05, gray_probability: 0.1, blur_probability: [0.2, 0.1, 0.2],"
+    " solarize_probability: [0, 0, 0]}",
+)
 MEAN = "network.options={pooling: mean}"
 SLOW = ("optim.lr=2e-3", MEAN)
 
@@ -59,7 +64,7 @@ SELF03 = ("joint.self_weight=0.3",)
 
 @dataclass(frozen=True)
 class Variant:
-    """What is changed of the recipe `small`, and why. steps: of 128 images."""
+    """What is changed of START, and why. steps: of 128 images."""
 
     about: str
     settings: tuple[str, ...] = ()
@@ -118,6 +123,7 @@ def config_of(variant: Variant, *, quick: bool) -> TrainConfig:
         "small",
         parse_settings(
             [
+                *START,
                 *(f"run.steps={steps}", f"run.seed={variant.seed}", "run.batch_size=128"),
                 *("run.evaluate_every=1000000", "run.held_out=0", "run.log_every=20"),
                 *variant.settings,
