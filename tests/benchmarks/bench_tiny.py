@@ -57,7 +57,7 @@ def exporting(things: Path, run: Path, out: Path) -> list[str]:
     return [
         *("export", str(run), "--feature", "gem", "--layers", "2,3"),
         *("--whiten-on", str(things / "train-00000.parquet"), "--dim", "256", "--power", "0.75"),
-        *("--outputs", "embedding,patches", "--compact", "--out", str(out)),
+        *("--outputs", "embedding,patches", "--half-weights", "--out", str(out)),
     ]
 
 
