@@ -347,7 +347,7 @@ def momentum(figures: Figures) -> Section:
         describe=f"kNN accuracy of teacher and student by momentum. {' '.join(sentences)}",
     )
     note = (
-        "DINO without labels, with a ViT of 4 blocks and width 128 and a momentum that does not"
+        "DINO without labels, with the same convnet and a momentum that does not"
         f" change: {figures['steps']:,} steps of {figures['batch size']} images. Accuracy is that"
         f" of a majority of {figures['neighbors']} neighbors among {figures['gallery']:,} images;"
         f" centered pixels reach {percent(pixels)}. A teacher that keeps everything is the"
