@@ -64,7 +64,7 @@ SELF03 = ("joint.self_weight=0.3",)
 
 @dataclass(frozen=True)
 class Variant:
-    """What is changed of START, and why. steps: of 128 images."""
+    """The changes of START, and their reason. steps: of 128 images."""
 
     about: str
     settings: tuple[str, ...] = ()

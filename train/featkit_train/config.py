@@ -295,7 +295,7 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class JointConfig:
-    """Labels beside DINO's loss, by a cosine classifier behind a projector (t-ReX, arXiv
+    """Labels and DINO's loss together: a cosine classifier behind a projector (t-ReX, arXiv
     2206.15369)."""
 
     label_weight: float = 1.0

@@ -60,7 +60,7 @@ class Joint(Dino):
 
     name: ClassVar[str] = "joint"
     title: ClassVar[str] = "labels and DINO together"
-    paper: ClassVar[str] = "arXiv 2206.15369 and 2104.14294"
+    paper: ClassVar[str] = "arXiv 2206.15369"
     needs: ClassVar[str] = "labels, at least of some images"
     when: ClassVar[str] = (
         "some or all images have labels, and the model has to find both other things of a kind and"
@@ -93,7 +93,7 @@ class Joint(Dino):
         return result_of({**self.terms(outputs, views, targets), "label_loss": label_term}, outputs)
 
     def class_term(self, outputs: BranchOutputs, targets: Targets) -> Term:
-        """Return DINO's loss with its weight beside the labels."""
+        """Return DINO's loss with its weight relative to the labels."""
         return super().class_term(outputs, targets)._replace(weight=self.config.joint.self_weight)
 
     def label_probs(self, indices: Tensor) -> Tensor:
