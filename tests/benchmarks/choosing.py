@@ -1,7 +1,7 @@
 """The yardsticks that featkit-tiny is chosen by.
 
-kNN on the held-out images of `things`, and edited copies of the first 400 of `photos`. The retrieval
-sets and the last 200 of `photos` take no part, so that they can judge the choice.
+kNN on the held-out images of `things`, and edited copies of the first 400 of `photos`. The
+retrieval sets and the last 200 of `photos` take no part, so that they can judge the choice.
 
 Letters: N images, P photographs with V views of each, D width.
 """
