@@ -28,32 +28,36 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from featkit.embedder import Embedder
 from featkit.evaluate import Choices, Material, evaluate_all, markdown
+from featkit.modelfile import read_manifest
 from featkit.pipeline import EmbedOptions, embed_source
 from featkit.sources import Source, open_source, subset
 from featkit_train.report.metrics import read_metrics
 from featkit_train.run_folder import CONFIG_FILE, METRICS_FILE
+from featkit_train.weights import load_backbone
 from tests.benchmarks.photos import NUM_HELD_OUT, data_folder, open_part
 from tests.benchmarks.record import alternate, median_ratio, write_result
 
-STEPS, ROUNDS = 20_000, 5
+ROUNDS = 5
 LICENSE = "for research and evaluation (trained on mini-ImageNet and Tiny ImageNet)"
 DATA = "38,125 images of mini-ImageNet and Tiny ImageNet, 275 classes"
 RETRIEVAL = ("caltech", "clothes", "groceries")
 
 
-def training(things: Path, run: Path, *, steps: int) -> list[str]:
-    """The command that trains; in a folder that holds a run, the one that resumes it."""
+def training(things: Path, run: Path, *, steps: int | None = None) -> list[str]:
+    """Return the command that trains, or resumes the run in its folder. steps: if not the
+    recipe's."""
     return [
         *("train", "joint", str(things / "train-00000.parquet")),
         *(str(things / "train-00001.parquet"), "--held-out", str(things / "val-00000.parquet")),
-        *("--recipe", "small", "--steps", str(steps), "--name", "featkit-tiny"),
+        *("--recipe", "small", "--name", "featkit-tiny"),
+        *([] if steps is None else ["--steps", str(steps)]),
         *("--set", f"license={LICENSE}", "--set", f"data_name={DATA}", "--out", str(run)),
         *(["--resume"] if (run / CONFIG_FILE).is_file() else []),
     ]
 
 
 def exporting(things: Path, run: Path, out: Path) -> list[str]:
-    """The command that exports: the last two stages, whitened on half of the training images."""
+    """Return the command that exports the last two stages, whitened on half of the images."""
     return [
         *("export", str(run), "--feature", "gem", "--layers", "2,3"),
         *("--whiten-on", str(things / "train-00000.parquet"), "--dim", "256", "--power", "0.75"),
@@ -76,6 +80,26 @@ def seconds_to_embed(model: Path, photos: Source) -> float:
         return time.perf_counter() - started
 
 
+def facts_of(run: Path, model: Path, things: Path) -> dict[str, Any]:
+    """Return the sizes of the model and of its training."""
+    manifest = read_manifest(model)
+    backbone, _ = load_backbone(run)
+    training_images = [open_source(things / f"train-0000{number}.parquet") for number in range(2)]
+    labels = {
+        source.metadata(index)["label"]
+        for source in training_images
+        for index in range(len(source))
+    }
+    return {
+        "minutes of training": round(read_metrics(run / METRICS_FILE).seconds / 60, 1),
+        "images": sum(map(len, training_images)),
+        "classes": len(labels),
+        "weights": sum(parameter.numel() for parameter in backbone.parameters()),
+        "width": manifest.width,
+        "side": manifest.geometry.height,
+    }
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Train, export, measure and record."""
     parser = argparse.ArgumentParser(
@@ -90,9 +114,9 @@ def main(words: Sequence[str] | None = None) -> None:
     things, run, made = data / "things", options.room / "run", options.room / "featkit-tiny.onnx"
     figures: dict[str, Any] = {}
     if options.model is None:
-        featkit(training(things, run, steps=2 if options.quick else STEPS))
-        figures["minutes of training"] = round(read_metrics(run / METRICS_FILE).seconds / 60, 1)
+        featkit(training(things, run, steps=2 if options.quick else None))
         featkit(exporting(things, run, made))
+        figures |= facts_of(run, made, things)
     files = {"featkit-tiny": options.model or made}
     if options.before is not None:
         files["before"] = options.before
