@@ -37,8 +37,8 @@ from featkit_train.labeled.judge import Judge
 from featkit_train.labeled.pseudo_labels import PSEUDO_FILE, accept, label_images
 from featkit_train.loop import train
 from featkit_train.methods import make_method
+from featkit_train.methods.labels import codes_of
 from featkit_train.methods.momentum import MomentumTeacher
-from featkit_train.methods.supervised import codes_of
 from featkit_train.report.metrics import read_metrics
 from featkit_train.run_folder import CHECKPOINTS, METRICS_FILE, NOTES_FILE
 from featkit_train.settings import parse_settings

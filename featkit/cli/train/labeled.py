@@ -122,7 +122,7 @@ def internal(
     Use it for labeled images when speed matters: the model can stop at any exit (`featkit export
     run/ --exit 2`), and the table shows the speed and the accuracy of each.
 
-    Example: featkit train internal images/ --out run/ --exits 1,2,3
+    Example: featkit train internal images/ --out run/ --exits 1,2
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ def internal(
     if not config.classifier.exits:
         raise InputError(
             "classifier.exits names no exit besides the deepest, so there is nothing to teach; set"
-            " it to stages of a CNN or blocks of a ViT, such as --exits 1,2,3."
+            " it to stages of a CNN or blocks of a ViT, such as --exits 1,2."
         )
     split = split_labeled(sources, config, held_out=held_out)
     with open_course(config, split, out, resume=resume, listener=listener) as course:

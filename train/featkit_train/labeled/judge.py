@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from featkit.errors import InputError
 from featkit.geometry import Geometry
 from featkit.sources import Source
-from featkit_train.methods.labels import UNKNOWN
-from featkit_train.methods.supervised import classify, codes_of
+from featkit_train.methods.labels import UNKNOWN, codes_of
+from featkit_train.methods.supervised import classify
 from featkit_train.networks.classifier import Classifier
 from featkit_train.networks.inference import evaluating, over_images
 from featkit_train.watching.probe import HeldOut

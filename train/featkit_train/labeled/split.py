@@ -14,8 +14,7 @@ from featkit.sources.base import is_image
 from featkit.wording import counted
 from featkit_train.config import TrainConfig
 from featkit_train.images.order import LEAST_TO_HOLD_OUT, split_held_out
-from featkit_train.methods.labels import label_of_each
-from featkit_train.methods.supervised import codes_of
+from featkit_train.methods.labels import codes_of, label_of_each
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ of the same class. The class loss follows t-ReX (arXiv 2206.15369): a projector 
 and a cosine classifier, and several crops of each image, which keep the features general. Images
 without a label take part in DINO's loss alone.
 
-Letters: B images, G global crops of each, D width, K classes, N held-out images.
+Letters: B images, G global crops of each, K classes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from featkit_train.config import TrainConfig
 from featkit_train.methods.base import Generators, StepResult, Views
 from featkit_train.methods.dino import Dino
-from featkit_train.methods.labels import UNKNOWN, Labels
+from featkit_train.methods.labels import UNKNOWN, Labels, codes_of
 from featkit_train.methods.momentum import (
     Branch,
     BranchOutputs,
@@ -29,7 +29,6 @@ from featkit_train.methods.momentum import (
     project,
     result_of,
 )
-from featkit_train.methods.supervised import codes_of
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.heads import HeadConfig, ProjectionHead
 from featkit_train.networks.inference import over_images
@@ -122,8 +121,8 @@ class Joint(Dino):
 def mean_over_labeled(logits: Tensor, label_probs: Tensor) -> Tensor:
     """Return the mean cross-entropy in nats of crops whose image has a label, a float32 scalar.
 
-    logits: (G, B, K). label_probs: (B, K), rows that sum to 1, or to less without (all) labels. 0
-    if no image has one.
+    logits: (G, B, K). label_probs: (B, K), rows that sum to 1, or to less if labels are
+    missing. Returns 0 if no image has one.
     """
     losses = -torch.einsum("bk,gbk->gb", label_probs, F.log_softmax(logits, dim=-1))
     return losses.mean(dim=0).sum() / label_probs.sum().clamp(min=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,8 +65,11 @@ def labels_to_learn(source: Source, column: str, train_ids: np.ndarray) -> Label
             f"The images of {source.name} have {counted(len(classes), 'label')} in {column}; at"
             " least two are needed."
         )
+    class_ids = codes_of([label or "" for label in labels], classes)
+    return Labels(classes=classes, class_ids=class_ids)
+
+
+def codes_of(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Return the class id of each label (N,) int64, UNKNOWN for labels that are not classes."""
     class_ids = {name: class_id for class_id, name in enumerate(classes)}
-    return Labels(
-        classes=classes,
-        class_ids=np.array([class_ids.get(label or "", UNKNOWN) for label in labels], np.int64),
-    )
+    return np.array([class_ids.get(label, UNKNOWN) for label in labels], np.int64)

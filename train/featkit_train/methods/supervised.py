@@ -24,7 +24,7 @@ from featkit_train.methods.base import (
     Views,
     check_multiples,
 )
-from featkit_train.methods.labels import UNKNOWN, Labels
+from featkit_train.methods.labels import UNKNOWN, Labels, codes_of
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.classifier import Classifier, Outputs, build_backbone
 from featkit_train.networks.inference import over_images
@@ -184,9 +184,3 @@ def classify(
         std=std,
     )
     return probs.transpose(1, 0, 2)
-
-
-def codes_of(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """Return the class id of each label (N,) int64, UNKNOWN for labels that are not classes."""
-    class_ids = {name: class_id for class_id, name in enumerate(classes)}
-    return np.array([class_ids.get(label, UNKNOWN) for label in labels], np.int64)
