@@ -290,7 +290,7 @@ def test_report_links_to_the_reports_of_the_trainings(
         ("internal", ["--exits", "a,b"], "--exits a,b is not a list of stages; write it as 1,2,3."),
         ("internal", ["--exits", "1,9"], "exits can be after the stages 1 to 3"),
         ("internal", ["--exits", "0,1"], "exits can be after the stages 1 to 3"),
-        ("internal", ["--exits", ","], "such as --exits 1,2,3"),
+        ("internal", ["--exits", ","], "such as --exits 1,2."),
         ("born-again", ["--arch", "resnet18"], "Write timm:NAME or torchvision:NAME"),
         ("born-again", ["--arch", "timm:resnet_of_mine"], "timm has no model 'resnet_of_mine'"),
         (
