@@ -53,6 +53,8 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
         "featkit.cli.search:search",
         "Find the images of an index most similar to one of yours.",
     ),
+    ("Use", "list", "featkit.cli.list_items:list_items", "Print the images of an index."),
+    ("Use", "remove", "featkit.cli.remove:remove", "Remove images from an index."),
     ("Use", "demo", "featkit.cli.demo:demo", "Open the search page over an index."),
     ("Use", "serve", "featkit.cli.serve:serve", "Embed and search over HTTP."),
     (

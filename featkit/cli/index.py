@@ -80,7 +80,7 @@ def index(embeddings: Path, /, *, out: Path, quiet: Quiet = False, json_: AsJson
     if report.num_kept:
         stdout().print(
             f"Kept {counted(report.num_kept, 'image')} whose file can no longer be read;"
-            " Index.remove deletes them."
+            " `featkit remove` takes them out of the index."
         )
     stdout().print(f"Next: featkit search {typed(out)} query.jpg, or featkit demo {typed(out)}")
 

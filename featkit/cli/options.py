@@ -29,6 +29,13 @@ Rehash: TypeAlias = Annotated[
         " their size and time.",
     ),
 ]
+Where: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        help="Only images that match this filter, such as \"label = 'cat' and width >= 640\". It"
+        " can name key, folder, source, width, height, added and every metadata field.",
+    ),
+]
 Host: TypeAlias = Annotated[
     str,
     Parameter(

@@ -1,23 +1,22 @@
 """`featkit search`: find the images of an index most similar to one of yours."""
 
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from featkit.cli.console import print_json, print_table, stdout
-from featkit.cli.options import AsJson
+from featkit.cli.item_table import in_json, shown_metadata, shown_size
+from featkit.cli.options import AsJson, Where
 from featkit.errors import InputError
 from featkit.extras import need_extra
+from featkit.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
 
     from featkit.index import Hit, Index, IndexState
-
-MAX_METADATA_SHOWN = 60  # characters in the table
 
 
 def search(
@@ -26,6 +25,7 @@ def search(
     /,
     *,
     k: Annotated[int, Parameter(name=["--k", "-k"])] = 10,
+    where: Where = None,
     page: Path | None = None,
     open_: bool = False,
     json_: AsJson = False,
@@ -35,6 +35,8 @@ def search(
     The score is the cosine similarity of the two vectors; 1 means that they are equal.
 
     Example: featkit search photos.index query.jpg -k 10
+
+    Example: featkit search photos.index query.jpg --where "folder = 'objects/mug' and width >= 300"
 
     Parameters
     ----------
@@ -53,7 +55,8 @@ def search(
     from featkit.index import Index
 
     with Index.open(index) as opened:
-        if len(opened) == 0:
+        num_items = len(opened)
+        if num_items == 0:
             raise InputError(
                 f"{index} is empty; add images with `featkit embed PHOTOS --out emb` and `featkit"
                 f" index emb --out {index}`."
@@ -61,11 +64,14 @@ def search(
         if open_ and page is None:
             # mkdtemp's folder is private to this user.
             page = Path(tempfile.mkdtemp(prefix="featkit-search-")) / "results.html"
+        num_matching = opened.count(where)
         vectors = opened.embedder.embed(image)
-        hits = opened.read(lambda state: _search(opened, state, image, vectors, k, page))
+        hits = opened.read(lambda state: _search(opened, state, image, vectors, k, where, page))
     if json_:
-        print_json([_in_json(hit) for hit in hits])
+        print_json([in_json(hit) for hit in hits])
     else:
+        if where is not None:
+            stdout().print(f"{counted(num_matching, 'image')} of {num_items:,} match.")
         _print_hits(f"Most similar to {image}", hits)
     if page is not None and not json_:
         stdout().print(f"Page: {page}")
@@ -79,10 +85,11 @@ def _search(
     image: Path,
     vectors: "np.ndarray",
     k: int,
+    where: str | None,
     page: Path | None,
 ) -> "list[Hit]":
     """Search, and write the page from the same state."""
-    (hits,) = state.search(vectors=vectors, k=k)
+    (hits,) = state.search(vectors=vectors, k=k, where=where)
     if page is not None:
         from featkit.cli.result_page import write_result_page
 
@@ -90,32 +97,15 @@ def _search(
     return hits
 
 
-def _in_json(hit: "Hit") -> dict[str, object]:
-    from featkit.index.records import in_json
-
-    return asdict(hit) | {
-        "metadata": {name: in_json(value) for name, value in hit.metadata.items()}
-    }
-
-
 def _print_hits(title: str, hits: "list[Hit]") -> None:
     rows = [
-        [rank, f"{hit.score:.4f}", hit.key, _size(hit), _metadata(hit)]
+        [rank, f"{hit.score:.4f}", hit.key, shown_size(hit), shown_metadata(hit)]
         for rank, hit in enumerate(hits, 1)
     ]
     columns = ["", "score", "image", "size", "metadata"]
     if not any(hit.metadata for hit in hits):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     print_table(title, columns, rows)
-
-
-def _size(hit: "Hit") -> str:
-    return f"{hit.width}×{hit.height}" if hit.width and hit.height else ""
-
-
-def _metadata(hit: "Hit") -> str:
-    text = ", ".join(f"{name}={value}" for name, value in hit.metadata.items())
-    return text if len(text) <= MAX_METADATA_SHOWN else text[: MAX_METADATA_SHOWN - 1] + "…"
 
 
 def _show(page: Path) -> None:

@@ -7,7 +7,8 @@
 
 index.py is the open folder; reading.py and writing.py are its two sides, and state.py is the
 committed state that every read sees. catalogue.py has the transactions, connections.py the
-connections, tables.py and table_writer.py the statements, vectors.py the vectors file. searcher.py
+connections, tables.py and table_writer.py the statements, vectors.py the vectors file. where.py
+reads filters, where_sql.py makes SQL of them, and allowed.py keeps what they match. searcher.py
 is what an index type implements, exact.py the only type so far, index_types.py their list.
 compatibility.py decides which vectors may be compared.
 """
@@ -18,5 +19,6 @@ from featkit.index.compatibility import Proof
 from featkit.index.index import Index
 from featkit.index.records import AddReport, Hit, Item, NoSuchItem
 from featkit.index.state import IndexState
+from featkit.index.where import FilterError
 
-__all__ = ["AddReport", "Hit", "Index", "IndexState", "Item", "NoSuchItem", "Proof"]
+__all__ = ["AddReport", "FilterError", "Hit", "Index", "IndexState", "Item", "NoSuchItem", "Proof"]

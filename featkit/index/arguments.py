@@ -56,6 +56,16 @@ def text_keys(keys: Iterable[str], *, call: str) -> list[str]:
     return texts
 
 
+def text_filter(where: object) -> str:
+    """Return a filter as it is. InputError unless it is text."""
+    if not isinstance(where, str):
+        raise InputError(
+            f"where is {_shown(where)}, of type {_type(where)}; a filter is text, such as"
+            " \"label = 'cat'\"."
+        )
+    return str(where)
+
+
 def new_items(
     keys: Sequence[str],
     *,

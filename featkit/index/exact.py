@@ -21,6 +21,8 @@ from featkit.index.searcher import Neighbors, Rows
 # Candidates beyond k in the first scan, so that a tie at rank k rarely needs a second scan.
 SPARE = 16
 QUERIES_AT_ONCE = 256
+# If at most this share of the rows is allowed, they are gathered instead of scanning all.
+FEW_SHARE = 0.1
 
 
 class ExactSearcher:
@@ -45,8 +47,28 @@ class ArrayRows:
     def blocks(self, _num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
         yield 0, self.vectors
 
+    def blocks_of(self, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        yield 0, self.vectors[ids]
+
     def take(self, ids: np.ndarray) -> np.ndarray:
         return np.asarray(self.vectors[ids])
+
+
+class ChosenRows:
+    """Some of the rows, by ascending ids: row i is the one with the i-th id."""
+
+    def __init__(self, rows: Rows, ids: np.ndarray) -> None:
+        self._rows, self.ids = rows, ids
+        self.num_rows, self.width = len(ids), rows.width
+
+    def blocks(self, _num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
+        return self._rows.blocks_of(self.ids)
+
+    def blocks_of(self, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        return self._rows.blocks_of(self.ids[ids])
+
+    def take(self, ids: np.ndarray) -> np.ndarray:
+        return self._rows.take(self.ids[ids])
 
 
 def exact_search(
@@ -64,6 +86,10 @@ def exact_search(
         raise ValueError(f"k is {k}; it must be at least 1")
     rows = ArrayRows(vectors) if isinstance(vectors, np.ndarray) else vectors
     num_allowed = int(np.count_nonzero(allowed))
+    if 0 < num_allowed <= FEW_SHARE * rows.num_rows:
+        chosen = ChosenRows(rows, np.flatnonzero(allowed))
+        found = exact_search(queries, chosen, k=k, allowed=np.ones(num_allowed, bool))
+        return [Neighbors(chosen.ids[each.ids], each.scores) for each in found]
     bits = np.packbits(allowed, bitorder="little")
     queries = np.ascontiguousarray(queries, np.float32)
     neighbors: list[Neighbors] = []

@@ -182,11 +182,13 @@ class Index:
     # Searching ------------------------------------------------------------------------------------
 
     @overload
-    def search(self, image: ImageLike, *, k: int = ...) -> list[Hit]: ...
+    def search(self, image: ImageLike, *, k: int = ..., where: str | None = ...) -> list[Hit]: ...
     @overload
-    def search(self, *, item: int, k: int = ...) -> list[Hit]: ...
+    def search(self, *, item: int, k: int = ..., where: str | None = ...) -> list[Hit]: ...
     @overload
-    def search(self, *, vectors: np.ndarray, k: int = ...) -> list[list[Hit]]: ...
+    def search(
+        self, *, vectors: np.ndarray, k: int = ..., where: str | None = ...
+    ) -> list[list[Hit]]: ...
     def search(
         self,
         image: ImageLike | None = None,
@@ -194,6 +196,7 @@ class Index:
         item: int | None = None,
         vectors: np.ndarray | None = None,
         k: int = 10,
+        where: str | None = None,
     ) -> list[Hit] | list[list[Hit]]:
         """Return the k items nearest to an image, to an item, or to each of several vectors.
 
@@ -203,21 +206,24 @@ class Index:
         item: the id of an item, which is usually its own first hit.
         vectors: (n, D) float32 of unit length. The result is then one list of hits per vector.
 
-        Hits are sorted by score, and equal scores by age, oldest first. There are fewer than k if
-        the index has fewer items. InputError if the query cannot be used or k is below 1;
-        NoSuchItem, an InputError, if there is no such item.
+        where: a filter, such as "label = 'cat' and width >= 640"; only items that match are hits.
+
+        Hits are sorted by score, and equal scores by age, oldest first. There are fewer than k only
+        if fewer items match. InputError if the query cannot be used or k is below 1; NoSuchItem, an
+        InputError, if there is no such item; FilterError, an InputError, for a wrong filter.
         """
         one_query(image=image, item=item, vectors=vectors)
         k = whole_number(k, "k", least=1)
         if item is not None:
-            return self.read(lambda state: state.search(item=item, k=k))
+            return self.read(lambda state: state.search(item=item, k=k, where=where))
         if vectors is not None:
-            return self.read(lambda state: state.search(vectors=vectors, k=k))
+            return self.read(lambda state: state.search(vectors=vectors, k=k, where=where))
         assert image is not None
+        self.read(lambda state: state.count(where))  # refuses a wrong filter before the work
         query = self.embedder.embed(image)
         if len(query) != 1:
             raise InputError(f"search takes one image at a time; {len(query):,} images were given.")
-        return self.read(lambda state: state.search(vectors=query, k=k))[0]
+        return self.read(lambda state: state.search(vectors=query, k=k, where=where))[0]
 
     @property
     def embedder(self) -> Embedder:
@@ -279,9 +285,17 @@ class Index:
         """Return an item by key. NoSuchItem, an InputError, if it does not exist or was removed."""
         return self.read(lambda state: state.item_by_key(key))
 
-    def items(self, offset: int = 0, limit: int = 100) -> list[Item]:
-        """Return items in the order they were added, after skipping the first `offset`."""
-        return self.read(lambda state: state.items(offset, limit))
+    def items(self, offset: int = 0, limit: int = 100, *, where: str | None = None) -> list[Item]:
+        """Return items in the order they were added, after skipping the first `offset`.
+
+        where: a filter as for `search`; only the items that match it count. FilterError, an
+        InputError, if it is wrong.
+        """
+        return self.read(lambda state: state.items(offset, limit, where=where))
+
+    def count(self, where: str | None = None) -> int:
+        """Return the number of items, or of those that match a filter as for `search`."""
+        return self.read(lambda state: state.count(where))
 
     def sample(self, limit: int = 100, *, seed: int = 0) -> list[Item]:
         """Return up to `limit` different items in random order.
@@ -402,13 +416,13 @@ class Index:
             num_kept=len(kept),
         )
 
-    def remove(self, keys: Iterable[str]) -> int:
-        """Remove items by key in one transaction, and return how many there were.
+    def remove(self, keys: Iterable[str] = (), *, where: str | None = None) -> int:
+        """Remove items by key, or all that match a filter, and return how many there were.
 
-        Unknown keys are ignored. InputError, and nothing is removed, for a single text instead of a
-        list and for a key that is not text.
+        One transaction removes them. Unknown keys are ignored. InputError, and nothing is removed,
+        for a single text instead of a list, a key that is not text, or a wrong filter.
         """
-        return self._writable().remove(text_keys(keys, call="remove("))
+        return self._writable().remove(text_keys(keys, call="remove("), where=where)
 
     def _writable(self) -> IndexWriter:
         if self._writer is None:

@@ -35,6 +35,13 @@ class Rows(Protocol):
         """
         ...
 
+    def blocks_of(self, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first position, rows (n, D)) of the rows with these ids, ascending, in order.
+
+        Blocks are sized like those of `blocks`.
+        """
+        ...
+
     def take(self, ids: np.ndarray) -> np.ndarray:
         """Return the rows (n, D) with these ids."""
         ...

@@ -11,7 +11,14 @@ from typing import overload
 import numpy as np
 
 from featkit.errors import InputError
-from featkit.index.arguments import one_query, text_keys, unit_vectors, whole_number
+from featkit.index.allowed import AllowedIds
+from featkit.index.arguments import (
+    one_query,
+    text_filter,
+    text_keys,
+    unit_vectors,
+    whole_number,
+)
 from featkit.index.records import Hit, Item, NoSuchItem
 from featkit.index.searcher import Searcher
 from featkit.index.tables import MAX_INTEGER, CatalogueReader, DamagedCatalogue, StateKey
@@ -36,6 +43,7 @@ class CommittedVectors:
     searcher: Searcher
     signature: Signature
     sample: dict[int, int]
+    allowed: AllowedIds
 
     def check_sample(self) -> None:
         """Raise InputError unless the sampled vectors have their checksums.
@@ -73,18 +81,29 @@ class IndexState:
 
     def __len__(self) -> int:
         """Return the number of items, without removed ones."""
-        return int(np.count_nonzero(self.vectors.live))
+        return self.count()
+
+    def count(self, where: str | None = None) -> int:
+        """Return the number of items, or of those that match a filter."""
+        return int(np.count_nonzero(self._allowed(where)))
 
     def __contains__(self, key: object) -> bool:
         """Return whether there is an item with this key."""
         return isinstance(key, str) and bool(self.catalogue.items_by_key([key]))
 
     @overload
-    def search(self, *, item: int, k: int = ...) -> list[Hit]: ...
+    def search(self, *, item: int, k: int = ..., where: str | None = ...) -> list[Hit]: ...
     @overload
-    def search(self, *, vectors: np.ndarray, k: int = ...) -> list[list[Hit]]: ...
     def search(
-        self, *, item: int | None = None, vectors: np.ndarray | None = None, k: int = 10
+        self, *, vectors: np.ndarray, k: int = ..., where: str | None = ...
+    ) -> list[list[Hit]]: ...
+    def search(
+        self,
+        *,
+        item: int | None = None,
+        vectors: np.ndarray | None = None,
+        k: int = 10,
+        where: str | None = None,
     ) -> list[Hit] | list[list[Hit]]:
         """Return the k items nearest to an item or to each of several vectors.
 
@@ -93,12 +112,14 @@ class IndexState:
         one_query(item=item, vectors=vectors)
         k = whole_number(k, "k", least=1)
         if item is not None:
-            return self._nearest(self.vector(item)[None], k)[0]
-        return self._nearest(unit_vectors(vectors, width=self.width, keys=None, index=self.path), k)
+            return self._nearest(self.vector(item)[None], k, where)[0]
+        queries = unit_vectors(vectors, width=self.width, keys=None, index=self.path)
+        return self._nearest(queries, k, where)
 
-    def _nearest(self, queries: np.ndarray, k: int) -> list[list[Hit]]:
+    def _nearest(self, queries: np.ndarray, k: int, where: str | None) -> list[list[Hit]]:
         rows = ChecksummedRows(self.vectors.rows)
-        results = self.vectors.searcher.search(queries, rows, k=k, allowed=self.vectors.live)
+        allowed = self._allowed(where)
+        results = self.vectors.searcher.search(queries, rows, k=k, allowed=allowed)
         if not results:
             return []
         ids = np.unique(np.concatenate([neighbors.ids for neighbors in results])).tolist()
@@ -113,6 +134,13 @@ class IndexState:
             ]
             for neighbors in results
         ]
+
+    def _allowed(self, where: str | None) -> np.ndarray:
+        """Return which ids are live and match a filter, (N,) bool."""
+        if where is None:
+            return self.vectors.live
+        text = text_filter(where)
+        return self.vectors.allowed.get(text, lambda: self.catalogue.ids_matching(text))
 
     def item(self, item_id: int) -> Item:
         """Return an item by id. NoSuchItem if it does not exist or was removed."""
@@ -131,13 +159,16 @@ class IndexState:
             raise NoSuchItem(self.path, key)
         return items[key]
 
-    def items(self, offset: int = 0, limit: int = 100) -> list[Item]:
-        """Return items in the order they were added, after skipping the first `offset`."""
+    def items(self, offset: int = 0, limit: int = 100, *, where: str | None = None) -> list[Item]:
+        """Return items in the order they were added, after skipping the first `offset`.
+
+        where: a filter; only the items that match it count.
+        """
         offset = whole_number(offset, "offset", least=0)
         limit = whole_number(limit, "limit", least=0)
-        return self.catalogue.items_in_order(
-            offset=min(offset, MAX_INTEGER), limit=min(limit, MAX_INTEGER)
-        )
+        ids = np.flatnonzero(self._allowed(where))[offset : offset + limit].tolist()
+        items = self._items(ids)
+        return [items[item_id] for item_id in ids]
 
     def sample(self, limit: int = 100, *, seed: int = 0) -> list[Item]:
         """Return up to `limit` different items in random order, reproducible by the seed."""
@@ -189,7 +220,7 @@ def read_vectors(
         sample = catalogue.checksums(spread(rows.num_rows, SAMPLE_SIZE).tolist())
         # If the index is older than checksums, only the items added since have one.
         sample = sample or catalogue.first_checksums(SAMPLE_SIZE)
-    return CommittedVectors(key, rows, live, searcher, signature, sample)
+    return CommittedVectors(key, rows, live, searcher, signature, sample, AllowedIds(rows.num_rows))
 
 
 def spread(num_rows: int, count: int) -> np.ndarray:

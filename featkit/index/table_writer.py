@@ -5,22 +5,32 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 
 from featkit.errors import InputError
+from featkit.index.connections import FORMAT
 from featkit.index.records import NewItem, Value
 from featkit.index.tables import (
     BOOL,
     CHECKSUM,
-    ITEM_COLUMNS,
+    FOLDER_SQL,
     MAX_INTEGER,
     MAX_METADATA_COLUMNS,
     MIN_INTEGER,
     NAN,
+    NEW_COLUMNS,
     OLD,
     PLAIN,
     RESERVED_COLUMNS,
+    THUMBNAIL,
+    THUMBNAILS_SCHEMA,
     CatalogueReader,
     quoted,
+)
+
+OWN_COLUMNS = (
+    *("id", "key", "folder", "source", "width", "height", "added"),
+    CHECKSUM,
 )
 
 
@@ -39,27 +49,45 @@ class CatalogueWriter(CatalogueReader):
         self.set_setting("commit", secrets.token_hex(8))
 
     def upgrade(self) -> None:
-        """Add the id and the columns for checksums and kinds that an old index lacks."""
+        """Add what an index of an earlier version lacks: its id, columns and thumbnails table."""
         if not self.state_key().index_id:
             self.set_setting("id", secrets.token_hex(16))
             self.set_setting("commit", secrets.token_hex(8))
         if not self.has_checksums():
-            # An old index may use this name, in any case, for a column of metadata.
-            for name, column in self.metadata_columns().items():
-                if column.casefold() == CHECKSUM:
-                    other = self._free_column(column)
-                    self._connection.execute(
-                        f"ALTER TABLE items RENAME COLUMN {quoted(column)} TO {quoted(other)}"
-                    )
-                    self._connection.execute(
-                        "UPDATE metadata_columns SET column_name = ? WHERE name = ?", [other, name]
-                    )
-            self._connection.execute(f"ALTER TABLE items ADD COLUMN {CHECKSUM} INTEGER")
+            self._add_column(CHECKSUM, "INTEGER")
         (has_kinds,) = self._connection.execute(
             "SELECT count(*) FROM pragma_table_info('metadata_columns') WHERE name = 'kind'"
         ).fetchone()
         if not has_kinds:
             self._connection.execute("ALTER TABLE metadata_columns ADD COLUMN kind TEXT")
+        if not self._has_thumbnail_table():
+            self._upgrade_to_format_2()
+
+    def _upgrade_to_format_2(self) -> None:
+        for name in NEW_COLUMNS:
+            self._add_column(name, "TEXT")
+        self._connection.execute(THUMBNAILS_SCHEMA)
+        self._connection.execute(
+            f"INSERT INTO thumbnails SELECT id, {THUMBNAIL} FROM items WHERE {THUMBNAIL} IS NOT"
+            " NULL"
+        )
+        # The column stays and is empty: not all versions of SQLite can drop it.
+        self._connection.execute(f"UPDATE items SET {THUMBNAIL} = NULL, folder = {FOLDER_SQL}")
+        self._connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def _add_column(self, name: str, declared: str) -> None:
+        """Add a column to the items, renaming that of metadata if it has this name in any case."""
+        for metadata_name, column in self.metadata_columns().items():
+            if column.casefold() == name:
+                other = self._free_column(column)
+                self._connection.execute(
+                    f"ALTER TABLE items RENAME COLUMN {quoted(column)} TO {quoted(other)}"
+                )
+                self._connection.execute(
+                    "UPDATE metadata_columns SET column_name = ? WHERE name = ?",
+                    [other, metadata_name],
+                )
+        self._connection.execute(f"ALTER TABLE items ADD COLUMN {name} {declared}")
 
     def set_checksums(self, checksums: Mapping[int, int]) -> None:
         """Store the CRC-32 of vectors by id."""
@@ -85,15 +113,21 @@ class CatalogueWriter(CatalogueReader):
         for item in items:
             _check(item)
         columns = self._ensure_columns(items)
-        names = [*ITEM_COLUMNS[:-1], CHECKSUM, *map(quoted, columns.values())]
+        names = [*OWN_COLUMNS, *map(quoted, columns.values())]
         statement = f"INSERT INTO items ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
         stored = self.stored_keys([item.key for item in items], apart=apart)
+        added = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         num_replaced = 0
         for item_id, (item, checksum) in enumerate(zip(items, checksums, strict=True), first_id):
             num_replaced += self.remove_items({item.key, stored.get(item.key, item.key)})
-            own = [item.key, item.source, item.width, item.height, item.thumbnail]
+            folder = item.key.rpartition("/")[0]
+            own = [item_id, item.key, folder, item.source, item.width, item.height, added, checksum]
             metadata = [_to_sql(item.metadata.get(name)) for name in columns]
-            self._connection.execute(statement, [item_id, *own, checksum, *metadata])
+            self._connection.execute(statement, [*own, *metadata])
+            if item.thumbnail is not None:
+                self._connection.execute(
+                    "INSERT INTO thumbnails (id, jpeg) VALUES (?, ?)", [item_id, item.thumbnail]
+                )
         return num_replaced
 
     def remove_items(self, keys: Iterable[str]) -> int:
@@ -101,8 +135,16 @@ class CatalogueWriter(CatalogueReader):
 
         Unknown keys are ignored.
         """
-        statement = "UPDATE items SET deleted = 1, thumbnail = NULL WHERE key = ? AND deleted = 0"
-        return sum(self._connection.execute(statement, [key]).rowcount for key in keys)
+        num_removed = 0
+        for key in keys:
+            self._connection.execute(
+                "DELETE FROM thumbnails WHERE id ="
+                " (SELECT id FROM items WHERE key = ? AND deleted = 0)",
+                [key],
+            )
+            statement = "UPDATE items SET deleted = 1 WHERE key = ? AND deleted = 0"
+            num_removed += self._connection.execute(statement, [key]).rowcount
+        return num_removed
 
     def _ensure_columns(self, items: Sequence[NewItem]) -> dict[str, str]:
         """Add a column for each new name of metadata, and return all columns by name.

@@ -3,9 +3,12 @@
     settings            name, value: fingerprint, model_name, width, metric, run, proofs; `id` is
                         the index's own, random; `changes` counts transactions and `commit` is
                         random for each; `writer` is the token of writer_token.py
-    items               one row per item: id, key, source, width, height, thumbnail, deleted,
-                        vector_crc32 (CRC-32 of its row in the vectors file), and one column for
-                        each name of metadata
+    items               one row per item: id, key, folder (its part before the last /), source,
+                        width, height, added (when, in UTC, as ISO 8601), deleted, vector_crc32
+                        (CRC-32 of its row in the vectors file), and one column for each name of
+                        metadata
+    thumbnails          the JPEG bytes by id, apart from the items, so that a filter need not read
+                        past them
     metadata_columns    each name of metadata, its column in `items`, and its kind
 
 Ids count up from 0 without gaps and are never reused. A removed item keeps its row, marked as
@@ -15,8 +18,9 @@ in. SQLite has neither booleans nor NaN: a column of the kind `bool` stores Fals
 1, and NaN is stored as a blob. Text from outside reaches SQL as bound parameters only, except for
 column names, which are quoted.
 
-Indexes written before ids, checksums and kinds existed lack those settings and columns.
-`CatalogueWriter.upgrade` adds them when such an index is next opened for writing.
+Earlier indexes lack settings, columns and the table of thumbnails, which were a column of the
+items. `CatalogueWriter.upgrade` adds them when such an index is next opened for writing; until
+then, readers do without.
 """
 
 from __future__ import annotations
@@ -24,9 +28,22 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
+from sqlite3 import SQLITE_LIMIT_VARIABLE_NUMBER
 from typing import NamedTuple
 
 from featkit.index.records import Item, Value
+from featkit.index.where import FilterError, parse_filter
+from featkit.index.where_sql import (
+    ANY,
+    BOOLEAN,
+    NUMBER,
+    SQL_TYPES,
+    TEXT,
+    SqlColumn,
+    SqlFilter,
+    never_known,
+    to_sql,
+)
 from featkit.sources.keys import other_spellings
 
 MAX_METADATA_COLUMNS = 1000
@@ -34,25 +51,40 @@ MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 # Parameters of one statement. SQLite's own limit was 999 until 3.32.
 MAX_PARAMETERS = 500
 
-CHECKSUM = "vector_crc32"
-ITEM_COLUMNS = ("id", "key", "source", "width", "height", "thumbnail", "deleted")
+CHECKSUM, THUMBNAIL = "vector_crc32", "thumbnail"
+# Columns that filters may name, and the kinds of their values. The last two came with format 2.
+FILTER_COLUMNS = {
+    "key": TEXT,
+    "source": TEXT,
+    "width": NUMBER,
+    "height": NUMBER,
+    "folder": TEXT,
+    "added": TEXT,
+}
+NEW_COLUMNS = ("folder", "added")
 # The last three are names that SQLite itself gives to the primary key.
-RESERVED_COLUMNS = frozenset((*ITEM_COLUMNS, CHECKSUM, "rowid", "oid", "_rowid_"))
+RESERVED_COLUMNS = frozenset(
+    ("id", "deleted", *FILTER_COLUMNS, CHECKSUM, THUMBNAIL, "rowid", "oid", "_rowid_")
+)
+FOLDER_SQL = "rtrim(rtrim(key, replace(key, '/', '')), '/')"
 
 # Kinds of metadata columns. A column from before kinds existed may hold booleans as 0 and 1.
 PLAIN, BOOL, OLD = "plain", "bool", "old"
 NAN = b"nan"
 SIDES = {int, type(None)}
 
-SCHEMA = """
+THUMBNAILS_SCHEMA = "CREATE TABLE thumbnails (id INTEGER PRIMARY KEY, jpeg BLOB NOT NULL)"
+SCHEMA = f"""
+{THUMBNAILS_SCHEMA};
 CREATE TABLE settings (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE items (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     key TEXT NOT NULL,
+    folder TEXT NOT NULL,
     source TEXT NOT NULL,
     width INTEGER,
     height INTEGER,
-    thumbnail BLOB,
+    added TEXT,
     deleted INTEGER NOT NULL DEFAULT 0,
     vector_crc32 INTEGER
 );
@@ -100,10 +132,20 @@ class CatalogueReader:
 
     def has_checksums(self) -> bool:
         """Return whether the catalogue has a column for the checksums of vectors."""
+        return self.has_column(CHECKSUM)
+
+    def has_column(self, name: str) -> bool:
+        """Return whether the table of items has a column of this name that is not of metadata."""
         (column,) = self._connection.execute(
-            "SELECT count(*) FROM pragma_table_info('items') WHERE name = ?", [CHECKSUM]
+            "SELECT count(*) FROM pragma_table_info('items') WHERE name = ?", [name]
         ).fetchone()
-        return bool(column) and CHECKSUM not in self.metadata_columns().values()
+        return bool(column) and name not in self.metadata_columns().values()
+
+    def _has_thumbnail_table(self) -> bool:
+        (table,) = self._connection.execute(
+            "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'thumbnails'"
+        ).fetchone()
+        return bool(table)
 
     def checksums(self, ids: Sequence[int]) -> dict[int, int]:
         """Return the CRC-32 of vectors by id, those of removed items included.
@@ -164,15 +206,56 @@ class CatalogueReader:
         """Return items by key. Unknown keys are left out."""
         return {item.key: item for item in self._items_with("key", keys)}
 
-    def items_in_order(self, *, offset: int, limit: int) -> list[Item]:
-        """Return up to `limit` items by ascending id, after skipping the first `offset`."""
-        return self._items_where("deleted = 0 ORDER BY id LIMIT ? OFFSET ?", [limit, offset])
+    def ids_matching(self, where: str) -> list[int]:
+        """Return the ids of the items that match a filter, ascending.
+
+        FilterError if it is not a filter, or names a column that there is not. So too if nothing
+        matches and the filter expects text of a column that only holds numbers, or the reverse.
+        """
+        made = self._to_sql(where)
+        if len(made.parameters) > (most := self._connection.getlimit(SQLITE_LIMIT_VARIABLE_NUMBER)):
+            raise FilterError(where, 1, f"it has more than {most:,} values.")
+        rows = self._connection.execute(
+            f"SELECT id FROM items WHERE deleted = 0 AND {made.sql} ORDER BY id", made.parameters
+        )
+        ids = [item_id for (item_id,) in rows]
+        if not ids:
+            self._check_expectations(made)
+        return ids
+
+    def _to_sql(self, where: str) -> SqlFilter:
+        columns = {name: SqlColumn(name, kind) for name, kind in FILTER_COLUMNS.items()}
+        if not self.has_column("folder"):
+            columns["folder"] = SqlColumn(FOLDER_SQL, TEXT)
+            columns["added"] = SqlColumn("NULL", TEXT)
+        kinds = self.metadata_kinds()
+        metadata = {
+            # qualified, since SQLite takes a quoted name that is not a column for text
+            name: SqlColumn(
+                f"items.{quoted(column)}",
+                BOOLEAN if kinds[name] == BOOL else ANY,
+                old_booleans=kinds[name] == OLD,
+            )
+            for name, column in self.metadata_columns().items()
+        }
+        return to_sql(where, parse_filter(where), columns=columns, metadata=metadata)
+
+    def _check_expectations(self, where: SqlFilter) -> None:
+        for expectation in where.expectations:
+            types = SQL_TYPES[expectation.kind]
+            kinds = self._connection.execute(
+                f"SELECT DISTINCT typeof({expectation.sql}) IN {types} FROM items"
+                f" WHERE deleted = 0 AND typeof({expectation.sql}) NOT IN ('null', 'blob')"
+            ).fetchall()
+            if kinds == [(0,)]:
+                raise never_known(where.text, expectation)
 
     def thumbnail(self, item_id: int) -> bytes | None:
         """Return the JPEG bytes of an item's thumbnail; None if it or the item does not exist."""
-        row = self._connection.execute(
-            "SELECT thumbnail FROM items WHERE id = ? AND deleted = 0", [item_id]
-        ).fetchone()
+        statement = "SELECT jpeg FROM thumbnails WHERE id = ?"
+        if not self._has_thumbnail_table():
+            statement = f"SELECT {THUMBNAIL} FROM items WHERE id = ? AND deleted = 0"
+        row = self._connection.execute(statement, [item_id]).fetchone()
         return None if row is None else row[0]
 
     def stored_keys(self, keys: Sequence[str], *, apart: Collection[str] = ()) -> dict[str, str]:

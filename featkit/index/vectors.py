@@ -153,6 +153,12 @@ class FileRows:
             self.file.read(start, block)
             yield start, block
 
+    def blocks_of(self, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first position, rows (n, D) float32) of the rows with these ids, ascending."""
+        at_once = max(8, SMALL_BLOCK_BYTES // self.file.row_bytes // 8 * 8)
+        for start in range(0, len(ids), at_once):
+            yield start, self.take(ids[start : start + at_once])
+
     def _hold(self, at_once: int) -> Iterator[tuple[int, np.ndarray]]:
         rows = np.empty((self.num_rows, self.width), FLOAT32)
         for start in range(0, self.num_rows, at_once):
@@ -203,6 +209,10 @@ class ChecksummedRows:
     def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield blocks as `FileRows` does, without checksums."""
         return self._rows.blocks(num_queries)
+
+    def blocks_of(self, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield blocks of some rows as `FileRows` does, without checksums."""
+        return self._rows.blocks_of(ids)
 
     def take(self, ids: np.ndarray) -> np.ndarray:
         """Return rows by id, and record their checksums."""

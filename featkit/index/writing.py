@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from featkit.errors import FeatkitError, InputError
+from featkit.index.arguments import text_filter
 from featkit.index.catalogue import Catalogue
 from featkit.index.reading import IndexReader
 from featkit.index.records import NewItem, Value, same_item
@@ -109,12 +110,14 @@ class IndexWriter:
             ids, num_replaced = self.add([items[i] for i in changed], vectors[changed], apart=apart)
             return len(ids), num_replaced
 
-    def remove(self, keys: Iterable[str]) -> int:
-        """Remove items by key and return how many there were."""
+    def remove(self, keys: Iterable[str], *, where: str | None = None) -> int:
+        """Remove items by key and those that match a filter, and return how many there were."""
         with self._guard:
             self._writable()
             with self.catalogue.writing() as catalogue:
-                return catalogue.remove_items(keys)
+                ids = [] if where is None else catalogue.ids_matching(text_filter(where))
+                matching = [item.key for item in catalogue.items_by_id(ids).values()]
+                return catalogue.remove_items([*keys, *matching])
 
     def set_setting(self, name: str, value: Value) -> None:
         """Store a setting."""

@@ -20,7 +20,14 @@ from pydantic import BaseModel, ValidationError
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.filetypes import what_is
 from featkit.images import ImageLike, is_single, load, name_of, printable, read_encoded
-from featkit.serve.schemas import EmbedAnswer, Health, Hit, NeighborsAnswer, SearchAnswer
+from featkit.serve.schemas import (
+    EmbedAnswer,
+    Health,
+    Hit,
+    ItemsAnswer,
+    NeighborsAnswer,
+    SearchAnswer,
+)
 from featkit.wording import counted
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -107,23 +114,34 @@ class Client:
             raise self._foreign(response, "vectors whose length is not the width it reports")
         return np.array([image.vector for image in answer.images], dtype=np.float32)
 
-    def search(self, images: ImageLike | Iterable[ImageLike], *, k: int = 10) -> list[list[Hit]]:
+    def search(
+        self, images: ImageLike | Iterable[ImageLike], *, k: int = 10, where: str | None = None
+    ) -> list[list[Hit]]:
         """Return the k nearest items of the index for each image, nearest first.
 
-        images: as for `embed`.
+        images: as for `embed`. where: a filter as for `Index.search`.
         """
         parts = _parts(images)
-        response = self._call("POST", "/v1/search", files=parts, data={"k": str(_whole(k, "k"))})
+        fields = {"k": str(_whole(k, "k")), **_filter(where)}
+        response = self._call("POST", "/v1/search", files=parts, data=fields)
         answer = self._parsed(SearchAnswer, response)
         self._check_count(len(parts), len(answer.images), response)
         return [image.hits for image in answer.images]
 
-    def neighbors(self, item_id: int, *, k: int = 10) -> list[Hit]:
-        """Return the k items nearest to an item, itself first."""
+    def neighbors(self, item_id: int, *, k: int = 10, where: str | None = None) -> list[Hit]:
+        """Return the k items nearest to an item, itself first if it matches the filter."""
         route = f"/v1/items/{_whole(item_id, 'The id')}/neighbors"
-        return self._parsed(
-            NeighborsAnswer, self._call("GET", route, params={"k": _whole(k, "k")})
-        ).hits
+        parameters = {"k": _whole(k, "k"), **_filter(where)}
+        return self._parsed(NeighborsAnswer, self._call("GET", route, params=parameters)).hits
+
+    def items(self, offset: int = 0, limit: int = 100, *, where: str | None = None) -> ItemsAnswer:
+        """Return items in the order they were added, and how many match the filter in all."""
+        parameters = {
+            "offset": _whole(offset, "offset"),
+            "limit": _whole(limit, "limit"),
+            **_filter(where),
+        }
+        return self._parsed(ItemsAnswer, self._call("GET", "/v1/items", params=parameters))
 
     def thumbnail(self, item_id: int) -> bytes:
         """Return the JPEG bytes of an item's thumbnail."""
@@ -228,6 +246,13 @@ def _whole(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise InputError(f"{name} is {value!r}; it must be a whole number.")
     return int(value)
+
+
+def _filter(where: str | None) -> dict[str, str]:
+    """Return the field of a filter. InputError unless it is text."""
+    if where is not None and not isinstance(where, str):
+        raise InputError(f"where is {where!r}; a filter is text, such as \"label = 'cat'\".")
+    return {} if where is None else {"where": where}
 
 
 def _detail(response: httpx.Response) -> str | None:

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from featkit.errors import FeatkitError, InputError
-from featkit.index import NoSuchItem
+from featkit.index import FilterError, NoSuchItem
 from featkit.serve.schemas import Refusal, RefusedImage
 
 log = logging.getLogger("featkit.serve")
@@ -86,6 +86,8 @@ async def _refuse(_: Request, error: FeatkitError) -> JSONResponse:
         return refusal(422, str(error), error.images)
     if isinstance(error, NoSuchItem):  # whose message names the index's path
         return refusal(404, f"There is no item {error.item}.")
+    if isinstance(error, FilterError):
+        return refusal(422, str(error))
     if isinstance(error, BadRequest):
         return refusal(error.status, str(error))
     if isinstance(error, Unavailable):

@@ -32,6 +32,7 @@ REFUSED_FORM = responses(
     _415="The request is not multipart/form-data.",
     _422="An image or a field cannot be used.",
 )
+WHERE_HELP = "A filter, such as `label = 'cat' and width >= 640`: only items that match it."
 REFUSED_VALUE = responses(_422="A value cannot be used.")
 REFUSED_ITEM = responses(_404="There is no such item.", _422="A value cannot be used.")
 
@@ -60,6 +61,7 @@ async def _service(request: Request) -> Service:
 
 ServiceOf = Annotated[Service, Depends(_service)]
 ItemId = Annotated[int, Path(alias="id", ge=0, le=2**62, description="An item's id.")]
+Where = Annotated[str | None, Query(description=WHERE_HELP)]
 K = Annotated[int, Query(ge=1, description="How many hits; the service has an upper limit.")]
 
 
@@ -90,6 +92,7 @@ K_FIELD = {
     "default": DEFAULT_K,
     "description": "How many hits for each image; the service has an upper limit.",
 }
+WHERE_FIELD = {"type": "string", "description": WHERE_HELP}
 
 
 @always.get("/healthz", tags=["service"], responses={503: {"model": schemas.Health}})
@@ -146,15 +149,18 @@ async def embed(service: ServiceOf, request: Request) -> schemas.EmbedAnswer:
     "/v1/search",
     tags=["images"],
     responses=REFUSED_FORM,
-    openapi_extra=_form_schema("The images to search with.", k=K_FIELD),
+    openapi_extra=_form_schema("The images to search with.", k=K_FIELD, where=WHERE_FIELD),
 )
 async def search(service: ServiceOf, request: Request) -> schemas.SearchAnswer:
-    """Return the k items of the index nearest to each image."""
+    """Return the k items of the index nearest to each image, of those that match the filter."""
     form = await read_form(request, service.limits)
     k = _checked_k(form.fields.get("k", str(DEFAULT_K)), service.limits.max_k)
+    where = form.fields.get("where") or None  # a browser sends an empty field as empty text
 
     def work() -> list[schemas.ImageHits]:
+        service.ask(lambda state: state.count(where))  # refuses a wrong filter before the work
         embedded = service.embed(form.uploads)
+        found = service.search(embedded, k=k, where=where)
         return [
             schemas.ImageHits(
                 name=image.name,
@@ -162,7 +168,7 @@ async def search(service: ServiceOf, request: Request) -> schemas.SearchAnswer:
                 width=image.width,
                 hits=[schemas.Hit.of(hit) for hit in hits],
             )
-            for image, hits in zip(embedded, service.search(embedded, k=k), strict=True)
+            for image, hits in zip(embedded, found, strict=True)
         ]
 
     return schemas.SearchAnswer(
@@ -175,9 +181,15 @@ def list_items(
     service: ServiceOf,
     offset: Annotated[int, Query(ge=0, le=2**62)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    where: Where = None,
 ) -> schemas.ItemsAnswer:
-    """List items in the order they were added."""
-    return service.ask(lambda state: schemas.ItemsAnswer.of(len(state), state.items(offset, limit)))
+    """List items in the order they were added; `total` is the number of those that match."""
+    where = where or None
+    return service.ask(
+        lambda state: schemas.ItemsAnswer.of(
+            state.count(where), state.items(offset, limit, where=where)
+        )
+    )
 
 
 @with_index.get("/v1/sample", tags=["items"], responses=REFUSED_VALUE)
@@ -201,10 +213,14 @@ def item(service: ServiceOf, item_id: ItemId) -> schemas.Item:
 # the spelling of the first versions
 @with_index.get("/v1/items/{id}/neighbours", include_in_schema=False)  # quoted
 @with_index.get("/v1/items/{id}/neighbors", tags=["items"], responses=REFUSED_ITEM)
-def neighbors(service: ServiceOf, item_id: ItemId, k: K = DEFAULT_K) -> schemas.NeighborsAnswer:
-    """Return the k items nearest to an item, itself first."""
+def neighbors(
+    service: ServiceOf, item_id: ItemId, k: K = DEFAULT_K, where: Where = None
+) -> schemas.NeighborsAnswer:
+    """Return the k items nearest to an item, itself first if it matches the filter."""
     k = _checked_k(str(k), service.limits.max_k)
-    item, hits = service.ask(lambda state: (state.item(item_id), state.search(item=item_id, k=k)))
+    item, hits = service.ask(
+        lambda state: (state.item(item_id), state.search(item=item_id, k=k, where=where or None))
+    )
     return schemas.NeighborsAnswer(
         item=schemas.Item.of(item), hits=[schemas.Hit.of(hit) for hit in hits]
     )

@@ -125,7 +125,7 @@ class NeighborsAnswer(BaseModel):
 
 
 class ItemsAnswer(BaseModel):
-    """Some items, and how many the index has."""
+    """Some items, and how many there are in all."""
 
     total: int
     items: list[Item]

@@ -17,7 +17,7 @@ import numpy as np
 from featkit.embedder import Embedder
 from featkit.errors import FeatkitError, InputError
 from featkit.images import ImageLimits, without_options
-from featkit.index import Hit, Index, IndexState, NoSuchItem
+from featkit.index import FilterError, Hit, Index, IndexState, NoSuchItem
 from featkit.serve.refusals import BadImages, Unavailable, log
 from featkit.serve.schemas import RefusedImage
 from featkit.workers import memory_for_images, workers_for
@@ -93,13 +93,13 @@ class Service:
     def ask(self, work: Callable[[IndexState], Result]) -> Result:
         """Return work(state) for one committed state of the index.
 
-        NoSuchItem if `work` raises it. Unavailable if the index is damaged, missing or replaced by
-        one of another model, which is not the client's fault.
+        NoSuchItem and FilterError if `work` raises them. Unavailable if the index is damaged,
+        missing or replaced by one of another model, which is not the client's fault.
         """
         assert self.index is not None  # or the app has no route that calls this
         try:
             return self.index.read(work)
-        except NoSuchItem:
+        except (NoSuchItem, FilterError):
             raise
         except FeatkitError as error:
             log.error("featkit: %s", error)
@@ -148,8 +148,13 @@ class Service:
             decoded = self.embedder.decode(upload.data, name=upload.name)
             return self.embedder.geometry.apply(decoded.pixels), (decoded.height, decoded.width)
 
-    def search(self, embedded: Sequence[EmbeddedUpload], *, k: int) -> list[list[Hit]]:
-        """Return the k nearest items for each image. Unavailable as for `ask`."""
+    def search(
+        self, embedded: Sequence[EmbeddedUpload], *, k: int, where: str | None
+    ) -> list[list[Hit]]:
+        """Return the k nearest items, of those that match a filter, for each image.
+
+        Raises what `ask` raises.
+        """
         index = self.index
         assert index is not None
         queries = np.stack([image.vector for image in embedded])
@@ -161,7 +166,7 @@ class Service:
                     f"{index.path} was made by {index.run}, and the service runs"
                     f" {self.embedder.run}; restart it."
                 )
-            return state.search(vectors=queries, k=k)
+            return state.search(vectors=queries, k=k, where=where)
 
         return self.ask(work)
 

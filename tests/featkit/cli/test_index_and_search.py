@@ -109,7 +109,8 @@ def test_index_reports_kept_images_that_became_unreadable(
     assert main(["index", str(emb), "--out", str(index)]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == [
         f"0 images added, 5 unchanged, 1 without an embedding; {index} holds 6 images.",
-        ("Kept 1 image whose file can no longer be read; Index.remove deletes them."),
+        "Kept 1 image whose file can no longer be read; `featkit remove` takes them out of the"
+        " index.",
     ]
 
 

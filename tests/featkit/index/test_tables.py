@@ -38,9 +38,8 @@ def test_removed_items_keep_their_id_and_checksum(reader: CatalogueReader) -> No
     assert {*reader.items_by_key(["a", "b"])} == {"a"}
 
 
-def test_items_in_order_skip_removed_ones(reader: CatalogueReader) -> None:
-    assert [item.key for item in reader.items_in_order(offset=0, limit=9)] == ["a", "c"]
-    assert [item.key for item in reader.items_in_order(offset=1, limit=9)] == ["c"]
+def test_filters_skip_removed_items(reader: CatalogueReader) -> None:
+    assert reader.ids_matching("key != 'z'") == [0, 2]
 
 
 def test_more_values_than_one_statement_takes_are_split(reader: CatalogueReader) -> None:
