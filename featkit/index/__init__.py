@@ -7,10 +7,10 @@
 
 index.py is the open folder; reading.py and writing.py are its two sides, and state.py is the
 committed state that every read sees. catalogue.py has the transactions, connections.py the
-connections, tables.py and table_writer.py the statements, vectors.py the vectors file. where.py
-reads filters, where_sql.py makes SQL of them, and allowed.py keeps what they match. searcher.py
-is what an index type implements, exact.py the only type so far, index_types.py their list.
-compatibility.py decides which vectors may be compared.
+connections, tables.py and table_writer.py the statements, vectors.py the vectors file. Filters are
+read by where_text.py as the trees of where.py; where_sql.py makes SQL of them, and allowed.py keeps
+what they match. searcher.py is what an index type implements, exact.py the only type so far,
+index_types.py their list. compatibility.py decides which vectors may be compared.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from sqlite3 import SQLITE_LIMIT_VARIABLE_NUMBER
 from typing import NamedTuple
 
 from featkit.index.records import Item, Value
-from featkit.index.where import FilterError, parse_filter
+from featkit.index.where import FilterError
 from featkit.index.where_sql import (
     ANY,
     BOOLEAN,
@@ -224,6 +224,8 @@ class CatalogueReader:
         return ids
 
     def _to_sql(self, where: str) -> SqlFilter:
+        from featkit.index.where_text import parse_filter  # imports lark, for filters only
+
         columns = {name: SqlColumn(name, kind) for name, kind in FILTER_COLUMNS.items()}
         if not self.has_column("folder"):
             columns["folder"] = SqlColumn(FOLDER_SQL, TEXT)

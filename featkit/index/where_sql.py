@@ -1,4 +1,4 @@
-"""What a filter means: its tree as an SQL condition with bound parameters.
+"""The meaning of a filter: its tree as an SQL condition with bound parameters.
 
 As in SQL, a condition is true, false or unknown, and an item matches if the whole filter is true
 for it. A comparison is unknown if one side has no value, or if one side is text and the other a

@@ -31,6 +31,8 @@ SUBCOMMANDS = [
     ["whiten"],
     ["index"],
     ["search"],
+    ["list"],
+    ["remove"],
     ["demo"],
     ["serve"],
     *(["evaluate", yardstick] for yardstick in ("copies", "knn", "linear", "retrieval")),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from featkit.index.exact import exact_search
 from featkit.index.searcher import Neighbors
+from featkit.index.vectors import FileRows, VectorFile
 from tests.featkit.index.conftest import unit_vectors
 
 
@@ -41,7 +44,7 @@ def pairs(found: Neighbors) -> list[tuple[float, int]]:
     num_directions=st.integers(1, 300),
     num_queries=st.integers(1, 40),
     k=st.integers(1, 320),
-    share=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    share=st.sampled_from([0.0, 0.02, 0.1, 0.5, 1.0]),
     seed=st.integers(0, 1000),
 )
 def test_search_equals_a_plain_sort_even_with_ties(
@@ -84,6 +87,23 @@ def test_excluded_rows_are_never_found() -> None:
     allowed[7] = False
     (found,) = exact_search(vectors[7:8], vectors, k=200, allowed=allowed)
     assert sorted(found.ids.tolist()) == np.flatnonzero(allowed).tolist()
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_few_allowed_rows_of_a_file_are_found_exactly(tmp_path: Path, held: bool) -> None:
+    vectors = unit_vectors(40_000, width=24)
+    (tmp_path / "vectors.f32").write_bytes(vectors.tobytes())
+    rows = FileRows(VectorFile(tmp_path / "vectors.f32", width=24), len(vectors))
+    queries = unit_vectors(5, seed=1, width=24)
+    if held:
+        for _ in range(2):
+            exact_search(queries, rows, k=1, allowed=np.ones(len(vectors), bool))
+    allowed = np.zeros(len(vectors), bool)
+    # more than a block of rows, spread over the file
+    allowed[np.random.default_rng(0).choice(len(vectors), 3500, replace=False)] = True
+    for query, one in zip(queries, exact_search(queries, rows, k=50, allowed=allowed), strict=True):
+        wanted = brute_force(query, vectors, k=50, allowed=allowed)
+        assert one.ids.tolist() == [number for _, number in wanted]
 
 
 def test_no_allowed_rows_give_no_hits() -> None:

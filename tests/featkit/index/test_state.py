@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from featkit.index import Index
+from featkit.errors import InputError
+from featkit.index import FilterError, Index
 from featkit.index.state import spread
 from tests.featkit.index.conftest import unit_vectors
 
@@ -53,6 +55,53 @@ def test_a_state_searches_by_item_and_by_vectors(photos: Path) -> None:
         )
     assert by_item == by_vectors[0]
     assert [hits[0].id for hits in by_vectors] == [3, 4]
+
+
+def test_searches_items_and_counts_take_a_filter(photos: Path) -> None:
+    with Index.open(photos) as index:
+        query = unit_vectors(1, seed=9)
+        everything = index.search(vectors=query, k=100)[0]
+        ends = [hit for hit in everything if hit.key.endswith("3.jpg")]
+        assert index.search(vectors=query, k=100, where="key like '%3.jpg'")[0] == ends
+        assert index.search(vectors=query, k=4, where="key like '%3.jpg'")[0] == ends[:4]
+        assert index.search(item=13, k=1, where="key = '77.jpg'")[0].key == "77.jpg"
+        keys = [item.key for item in index.items(2, 3, where="key like '%3.jpg'")]
+        assert keys == ["23.jpg", "33.jpg", "43.jpg"]
+        assert (index.count(), index.count("key like '%3.jpg'"), index.count("width > 0")) == (
+            100,
+            10,
+            0,
+        )
+        assert index.search(vectors=query, where="width > 0") == [[]]
+
+
+def test_a_filter_sees_what_was_committed_since(photos: Path) -> None:
+    with Index.open(photos) as reader, Index.open(photos, writable=True) as writer:
+        assert reader.count("key like 'new%'") == 0
+        writer.add(["new.jpg"], unit_vectors(1, seed=5), metadata=[{"label": "cat"}])
+        assert reader.count("key like 'new%'") == reader.count("label = 'cat'") == 1
+        writer.remove(["new.jpg"])
+        assert reader.count("key like 'new%'") == 0
+
+
+def test_items_that_match_a_filter_are_removed(photos: Path) -> None:
+    with Index.open(photos, writable=True) as index:
+        assert index.remove(["0.jpg"], where="key like '%9.jpg'") == 11
+        assert index.count() == 89
+        with pytest.raises(FilterError, match="column 1"):
+            index.remove(["1.jpg"], where="kye = '2.jpg'")
+        assert index.count() == 89
+
+
+@pytest.mark.parametrize("where", [5, b"key", ["key"]])
+def test_a_filter_is_text(photos: Path, where: Any) -> None:
+    with Index.open(photos) as index, pytest.raises(InputError, match="a filter is text"):
+        index.count(where)
+
+
+def test_a_wrong_filter_is_refused_before_an_image_is_embedded(photos: Path) -> None:
+    with Index.open(photos) as index, pytest.raises(FilterError, match="no column 'labl'"):
+        index.search("does-not-exist.jpg", where="labl = 'cat'")
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 31, 32, 33, 100_000])

@@ -1,4 +1,4 @@
-"""What a filter matches equals a plain Python evaluation, and never runs as SQL."""
+"""Filters match what a plain Python evaluation does, and their text never runs as SQL."""
 
 from __future__ import annotations
 

@@ -40,6 +40,21 @@ def test_client_embeds_searches_and_fetches(
         assert client.thumbnail(hits[0].id) == index.thumbnail(hits[0].id)
 
 
+def test_client_filters(live_address: str) -> None:
+    where = "key like '%1.png'"
+    with Client(live_address) as client:
+        (hits,) = client.search(drawn(5), where=where)
+        assert sorted(hit.key for hit in hits) == ["blocks/1.png", "blocks/11.png"]
+        assert [hit.key for hit in client.neighbors(1, where=where, k=1)] == ["blocks/1.png"]
+        items = client.items(1, 5, where=where)
+        assert (items.total, [item.key for item in items.items]) == (2, ["blocks/11.png"])
+        assert client.items(limit=3).total == NUM_IMAGES
+        with pytest.raises(InputError, match="no column 'kye'; did you mean key"):
+            client.search(drawn(5), where="kye = 1")
+        with pytest.raises(InputError, match="a filter is text"):
+            client.search(drawn(5), where=5)  # type: ignore[arg-type]
+
+
 def test_client_reports_what_the_service_refused(live_address: str) -> None:
     with Client(live_address) as client:
         with pytest.raises(InputError, match="image 0 is not an image"):

@@ -42,6 +42,34 @@ def test_search_finds_each_image_itself_first(client: TestClient) -> None:
     assert scores == sorted(scores, reverse=True)
 
 
+def test_a_filter_limits_hits_items_and_neighbors(client: TestClient) -> None:
+    where = "key in ('blocks/1.png', 'blocks/7.png') and label = 'blocks'"
+    hits = client.post("/v1/search", files=files(5), data={"where": where}).json()["images"][0]
+    assert sorted(hit["key"] for hit in hits["hits"]) == ["blocks/1.png", "blocks/7.png"]
+    items = client.get("/v1/items", params={"where": where, "limit": 1}).json()
+    assert (items["total"], [item["key"] for item in items["items"]]) == (2, ["blocks/1.png"])
+    near = client.get("/v1/items/7/neighbors", params={"where": where, "k": 1}).json()
+    assert [hit["key"] for hit in near["hits"]] == ["blocks/7.png"]
+    everything = client.post("/v1/search", files=files(5), data={"where": "", "k": "12"}).json()
+    assert len(everything["images"][0]["hits"]) == NUM_IMAGES
+    assert client.get("/v1/items", params={"where": ""}).json()["total"] == NUM_IMAGES
+
+
+def test_a_wrong_filter_is_refused_with_its_column(client: TestClient) -> None:
+    answers = [
+        client.post("/v1/search", files=files(1), data={"where": "labl = 'x'"}),
+        client.get("/v1/items", params={"where": "labl = 'x'"}),
+        client.get("/v1/items/1/neighbors", params={"where": "labl = 'x'"}),
+    ]
+    for answer in answers:
+        assert answer.status_code == 422
+        assert answer.json()["detail"] == (
+            "The filter `labl = 'x'` is wrong at column 1: there is no column 'labl'; did you mean"
+            " label?"
+        )
+    assert client.get("/v1/items", params={"where": "label = 'x' --"}).status_code == 422
+
+
 def test_one_bad_image_refuses_the_request_by_name(client: TestClient) -> None:
     bad = ("files", ("../etc/notes.jpg", b"dear diary"))
     answer = client.post("/v1/embed", files=[*files(1), bad])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 
 from featkit.index.where import (
-    MAX_DEPTH,
-    MAX_TEXT,
     All,
     AtLeastOne,
     Column,
@@ -19,8 +17,8 @@ from featkit.index.where import (
     IsTrue,
     Like,
     Not,
-    parse_filter,
 )
+from featkit.index.where_text import MAX_DEPTH, MAX_TEXT, parse_filter
 
 
 def test_and_binds_closer_than_or_and_not_closest() -> None:

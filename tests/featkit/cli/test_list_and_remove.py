@@ -1,0 +1,143 @@
+"""The commands `featkit list` and `featkit remove`, and filters of `featkit search`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from featkit.cli.app import main
+from featkit.embedder import Embedder
+from featkit.index import Index
+from tests.images import draw_folder
+from tests.model_files import make_model_file
+
+WIDE = "width > height"
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model file and six images."""
+    folder = tmp_path_factory.mktemp("drawn")
+    draw_folder(folder / "images", 6)
+    make_model_file(folder / "m.onnx")
+    return folder
+
+
+@pytest.fixture
+def index(drawn: Path, tmp_path: Path) -> Path:
+    """An index of the images 000.jpg to 005.jpg; every second one is wide and has a label."""
+    path = tmp_path / "photos.index"
+    images = sorted((drawn / "images").iterdir())
+    with Index.create(path, model=drawn / "m.onnx") as made:
+        made.add(
+            [image.name for image in images],
+            Embedder(drawn / "m.onnx").embed(images),
+            widths=[640, 480] * 3,
+            heights=[480, 640] * 3,
+            metadata=[{"label": "a"}, {}] * 3,
+        )
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    code = main([str(word) for word in words])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_list_prints_items_and_how_many_there_are(
+    index: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "list", index, "--limit", 2)
+    assert code == 0
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert lines == [
+        "id image size metadata",
+        "0 000.jpg 640×480 label=a",
+        "1 001.jpg 480×640",
+        "2 of 6 images shown.",
+    ]
+    code, out, _ = run(capsys, "list", index, "--where", WIDE, "--offset", 2)
+    assert "004.jpg" in out
+    assert out.splitlines()[-1] == "1 of 3 images that match shown."
+    code, out, _ = run(capsys, "list", index, "--where", "label = 'b'")
+    assert (code, out) == (0, "0 of 0 images that match shown.\n")
+
+
+def test_list_prints_json(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "list", index, "--where", WIDE, "--json", "--limit", 1)
+    assert code == 0
+    assert json.loads(out) == {
+        "total": 3,
+        "items": [
+            {
+                "id": 0,
+                "key": "000.jpg",
+                "source": "",
+                "width": 640,
+                "height": 480,
+                "metadata": {"label": "a"},
+            }
+        ],
+    }
+
+
+def test_search_prints_hits_that_match(
+    index: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = drawn / "images" / "001.jpg"
+    code, out, _ = run(capsys, "search", index, query, "--where", WIDE)
+    assert code == 0
+    assert out.splitlines()[0] == "3 images of 6 match."
+    assert all(f"00{i}.jpg" in out for i in (0, 2, 4))
+    assert "003.jpg" not in out
+    code, out, _ = run(capsys, "search", index, query, "--where", WIDE, "--json", "-k", 2)
+    assert [hit["width"] for hit in json.loads(out)] == [640, 640]
+
+
+@pytest.mark.parametrize("command", ["list", "remove", "search"])
+def test_a_wrong_filter_is_one_sentence(
+    index: Path, drawn: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    query = [drawn / "images" / "001.jpg"] if command == "search" else []
+    code, out, error = run(capsys, command, index, *query, "--where", "widht > 5")
+    assert (code, out) == (2, "")
+    assert error == (
+        "featkit: The filter `widht > 5` is wrong at column 1: there is no column 'widht'; did you"
+        " mean width?\n"
+    )
+
+
+def test_remove_takes_keys_and_a_filter(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, error = run(capsys, "remove", index, "001.jpg", "x\n.jpg", "--where", WIDE)
+    assert code == 0
+    assert out == f"4 images removed; {index} holds 2 images.\n"
+    assert error == f"featkit: {index} has no x\\n.jpg.\n"
+    with Index.open(index) as opened:
+        assert [item.key for item in opened.items()] == ["003.jpg", "005.jpg"]
+    code, out, _ = run(capsys, "remove", index, "003.jpg", "--json")
+    assert json.loads(out) == {
+        "removed": ["003.jpg"],
+        "unknown": [],
+        "items": 1,
+        "dry_run": False,
+    }
+
+
+def test_remove_changes_nothing_in_a_dry_run(
+    index: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "remove", index, "--where", WIDE, "--dry-run")
+    assert code == 0
+    assert "Would be removed" in out
+    assert out.splitlines()[-1] == f"3 images would be removed; {index} would hold 3 images."
+    with Index.open(index) as opened:
+        assert len(opened) == 6
+
+
+def test_remove_needs_to_know_what(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = run(capsys, "remove", index)
+    assert code == 2
+    assert "takes keys or --where" in error
