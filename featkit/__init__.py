@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from featkit.errors import FeatkitError as FeatkitError
     from featkit.index import Index as Index
     from featkit.serve.client import Client as Client
+    from featkit.syncing import sync as sync
 
 # Imported at first use, so that `import featkit` loads neither onnxruntime nor faiss nor httpx.
 _PUBLIC = {
@@ -19,9 +20,10 @@ _PUBLIC = {
     "Embedder": "featkit.embedder",
     "FeatkitError": "featkit.errors",
     "Index": "featkit.index",
+    "sync": "featkit.syncing",
 }
 
-__all__ = ["Client", "Embedder", "FeatkitError", "Index", "__version__"]
+__all__ = ["Client", "Embedder", "FeatkitError", "Index", "__version__", "sync"]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ import numpy as np
 from featkit.backends import Cancel, Cancelled
 from featkit.embedder import Embedder
 from featkit.embeddings import ShardRow
-from featkit.embeddings.columns import as_text, metadata_of
+from featkit.embeddings.columns import Metadata, as_text, metadata_of
 from featkit.errors import InputError
 from featkit.images import ImageLimits, thumbnail_jpeg
 from featkit.images.room import DEEP, PLAIN, MemoryBudget
@@ -81,12 +81,24 @@ class Workers:
     """Threads that embed batches, with a bounded number of finished batches that nobody has taken
     yet.
 
+    digest: of an item's bytes, for its stamp. describe: metadata from its bytes, besides the
+    source's own, which counts if both have a field.
+
     Daemon threads rather than an executor's: the interpreter waits for an executor's at exit,
     however long one of them decodes.
     """
 
-    def __init__(self, source: Source, embedder: Embedder, count: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        embedder: Embedder,
+        count: int,
+        *,
+        digest: Callable[[bytes], bytes] = digest_of,
+        describe: Callable[[bytes], Metadata] = lambda _data: {},
+    ) -> None:
         self.source, self.embedder, self.count = source, embedder, count
+        self._digest, self._describe = digest, describe
         self._cancel = Cancel()
         self._within_memory = memory_for_images(embedder.limits, side_by_side=count)
         self._waiting: queue.SimpleQueue[tuple[range, Future[list[ShardRow]]] | None] = (
@@ -160,14 +172,15 @@ class Workers:
     def _read(self, item: int) -> tuple[ShardRow, np.ndarray | None]:
         """Return an item's row without its embedding, and its image at the model's size."""
         key, stamp = self.source.key(item), NO_STAMP
-        metadata: dict[str, str | int | float] = {}
+        metadata: Metadata = {}
         try:
             # The stamp is taken before the bytes are read: if the file changes in between, the next
             # run sees an older stamp and reads it again.
             stamp = stamp_of(self.source.file(item))
             metadata = metadata_of(self.source, item)
             data = self.source.read(item)
-            stamp = stamp._replace(digest=digest_of(data))
+            stamp = stamp._replace(digest=self._digest(data))
+            metadata = self._describe(data) | metadata
             decoded = self.embedder.decode(data, name=key)
         except InputError as error:
             message = as_text(str(error))

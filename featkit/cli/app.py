@@ -48,6 +48,12 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
         "Build a searchable index from embeddings.",
     ),
     (
+        "Make",
+        "sync",
+        "featkit.cli.sync:sync",
+        "Keep an index equal to a folder of images.",
+    ),
+    (
         "Use",
         "search",
         "featkit.cli.search:search",

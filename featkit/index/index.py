@@ -424,6 +424,10 @@ class Index:
         """
         return self._writable().remove(text_keys(keys, call="remove("), where=where)
 
+    def writer(self) -> IndexWriter:
+        """Return the writer, for featkit's own modules. ValueError if the index is read-only."""
+        return self._writable()
+
     def _writable(self) -> IndexWriter:
         if self._writer is None:
             raise ValueError(f"{self.path} is open for reading only; open it with writable=True")

@@ -72,6 +72,22 @@ class Hit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KnownFile:
+    """What `featkit sync` recorded of one image of a folder: the state of its file, a digest of its
+    bytes, and why it has no item, if so.
+
+    size and mtime_ns are None if they do not show whether the file is the same. digest: BLAKE2b of
+    16 bytes, or None if the bytes could not be read.
+    """
+
+    size: int | None
+    mtime_ns: int | None
+    digest: bytes | None
+    error: str | None = None
+    item: int | None = None  # the id of its item
+
+
+@dataclass(frozen=True, kw_only=True)
 class AddReport:
     """Counts of what happened to the rows of an embeddings folder.
 

@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 
 from featkit.errors import InputError
 from featkit.index.connections import FORMAT
-from featkit.index.records import NewItem, Value
+from featkit.index.records import KnownFile, NewItem, Value
 from featkit.index.tables import (
     BOOL,
     CHECKSUM,
+    FILES_SCHEMA,
     FOLDER_SQL,
     MAX_INTEGER,
     MAX_METADATA_COLUMNS,
@@ -67,6 +68,7 @@ class CatalogueWriter(CatalogueReader):
         for name in NEW_COLUMNS:
             self._add_column(name, "TEXT")
         self._connection.execute(THUMBNAILS_SCHEMA)
+        self._connection.execute(FILES_SCHEMA)
         self._connection.execute(
             f"INSERT INTO thumbnails SELECT id, {THUMBNAIL} FROM items WHERE {THUMBNAIL} IS NOT"
             " NULL"
@@ -120,10 +122,9 @@ class CatalogueWriter(CatalogueReader):
         num_replaced = 0
         for item_id, (item, checksum) in enumerate(zip(items, checksums, strict=True), first_id):
             num_replaced += self.remove_items({item.key, stored.get(item.key, item.key)})
-            folder = item.key.rpartition("/")[0]
-            own = [item_id, item.key, folder, item.source, item.width, item.height, added, checksum]
+            own = [item_id, item.key, _folder(item.key), item.source, item.width, item.height]
             metadata = [_to_sql(item.metadata.get(name)) for name in columns]
-            self._connection.execute(statement, [*own, *metadata])
+            self._connection.execute(statement, [*own, added, checksum, *metadata])
             if item.thumbnail is not None:
                 self._connection.execute(
                     "INSERT INTO thumbnails (id, jpeg) VALUES (?, ?)", [item_id, item.thumbnail]
@@ -145,6 +146,41 @@ class CatalogueWriter(CatalogueReader):
             statement = "UPDATE items SET deleted = 1 WHERE key = ? AND deleted = 0"
             num_removed += self._connection.execute(statement, [key]).rowcount
         return num_removed
+
+    def move_item(self, item_id: int, item: NewItem) -> None:
+        """Give a live item another key, source and metadata; its id, vector and thumbnail stay.
+
+        An item that has the new key is removed. InputError for what cannot be stored.
+        """
+        _check(item)
+        columns = self._ensure_columns([item])
+        (old_key,) = self._connection.execute(
+            "SELECT key FROM items WHERE id = ? AND deleted = 0", [item_id]
+        ).fetchone()
+        if old_key != item.key:
+            self.remove_items([item.key])
+        names = ["key", "folder", "source", *map(quoted, columns.values())]
+        own = [item.key, _folder(item.key), item.source]
+        values = [*own, *(_to_sql(item.metadata.get(name)) for name in columns)]
+        self._connection.execute(
+            f"UPDATE items SET {', '.join(f'{name} = ?' for name in names)} WHERE id = ?",
+            [*values, item_id],
+        )
+
+    def record_files(self, files: Mapping[str, KnownFile]) -> None:
+        """Record the state of images by key, replacing what was recorded of them."""
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO files (key, size, mtime_ns, digest, error) VALUES"
+            " (?, ?, ?, ?, ?)",
+            [
+                (key, file.size, file.mtime_ns, file.digest, file.error)
+                for key, file in files.items()
+            ],
+        )
+
+    def forget_files(self, keys: Iterable[str]) -> None:
+        """Drop what was recorded of images."""
+        self._connection.executemany("DELETE FROM files WHERE key = ?", [(key,) for key in keys])
 
     def _ensure_columns(self, items: Sequence[NewItem]) -> dict[str, str]:
         """Add a column for each new name of metadata, and return all columns by name.
@@ -198,6 +234,10 @@ class CatalogueWriter(CatalogueReader):
         condition = f"{name} IS NOT NULL AND (typeof({name}) != 'integer' OR {name} NOT IN (0, 1))"
         rows = self._connection.execute(f"SELECT 1 FROM items WHERE {condition} LIMIT 1")
         return rows.fetchone() is not None
+
+
+def _folder(key: str) -> str:
+    return key.rpartition("/")[0]
 
 
 def _kind_of(value: Value) -> str:

@@ -9,6 +9,8 @@
                         metadata
     thumbnails          the JPEG bytes by id, apart from the items, so that a filter need not read
                         past them
+    files               the images that `featkit sync` has seen, by key: size, modification time and
+                        digest of the file, and the error of one that could not be embedded
     metadata_columns    each name of metadata, its column in `items`, and its kind
 
 Ids count up from 0 without gaps and are never reused. A removed item keeps its row, marked as
@@ -31,7 +33,7 @@ from collections.abc import Collection, Iterator, Sequence
 from sqlite3 import SQLITE_LIMIT_VARIABLE_NUMBER
 from typing import NamedTuple
 
-from featkit.index.records import Item, Value
+from featkit.index.records import Item, KnownFile, Value
 from featkit.index.where import FilterError
 from featkit.index.where_sql import (
     ANY,
@@ -74,8 +76,13 @@ NAN = b"nan"
 SIDES = {int, type(None)}
 
 THUMBNAILS_SCHEMA = "CREATE TABLE thumbnails (id INTEGER PRIMARY KEY, jpeg BLOB NOT NULL)"
+FILES_SCHEMA = (
+    "CREATE TABLE files (key TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, digest BLOB, error"
+    " TEXT) WITHOUT ROWID"
+)
 SCHEMA = f"""
 {THUMBNAILS_SCHEMA};
+{FILES_SCHEMA};
 CREATE TABLE settings (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE items (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -205,6 +212,27 @@ class CatalogueReader:
     def items_by_key(self, keys: Sequence[str]) -> dict[str, Item]:
         """Return items by key. Unknown keys are left out."""
         return {item.key: item for item in self._items_with("key", keys)}
+
+    def known_files(self) -> dict[str, KnownFile]:
+        """Return what `featkit sync` recorded, by key, with the ids of live items."""
+        if not self._has_thumbnail_table():  # format 1
+            return {}
+        rows = self._connection.execute(
+            "SELECT files.key, size, mtime_ns, digest, error, items.id FROM files"
+            " LEFT JOIN items ON items.key = files.key AND items.deleted = 0"
+        )
+        return {
+            key: KnownFile(size=size, mtime_ns=mtime_ns, digest=digest, error=error, item=item)
+            for key, size, mtime_ns, digest, error, item in rows
+        }
+
+    def failed_files(self) -> list[tuple[str, str]]:
+        """Return key and error of the images that `featkit sync` could not embed, by key."""
+        if not self._has_thumbnail_table():  # format 1
+            return []
+        return self._connection.execute(
+            "SELECT key, error FROM files WHERE error IS NOT NULL ORDER BY key"
+        ).fetchall()
 
     def ids_matching(self, where: str) -> list[int]:
         """Return the ids of the items that match a filter, ascending.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from featkit.index.catalogue import Catalogue
 from featkit.index.reading import IndexReader
 from featkit.index.records import NewItem, Value, same_item
 from featkit.index.state import IndexState, spread
+from featkit.index.table_writer import CatalogueWriter
 from featkit.index.vectors import VectorWriter, checksums
 from featkit.lock import WriterLock
 
@@ -70,18 +71,26 @@ class IndexWriter:
             self._lock.release()
 
     def add(
-        self, items: Sequence[NewItem], vectors: np.ndarray, *, apart: Collection[str] = ()
+        self,
+        items: Sequence[NewItem],
+        vectors: np.ndarray,
+        *,
+        apart: Collection[str] = (),
+        also: Callable[[CatalogueWriter], None] | None = None,
     ) -> tuple[list[int], int]:
         """Add items with their vectors (n, D); return their ids and how many replaced another.
 
-        apart: keys that are never taken for another spelling of an item's key.
+        apart: keys that are never taken for another spelling of an item's key. also: changes of the
+        catalogue in the same transaction, before the items are added.
         """
         with self._guard:
             file = self._writable()
-            if not items:
+            if not items and also is None:
                 return [], 0
             try:
                 with self.catalogue.writing() as catalogue:
+                    if also is not None:
+                        also(catalogue)
                     state = self.reader.state_seen_by(catalogue)
                     self._check_file(file, state)
                     first = state.vectors.rows.num_rows

@@ -30,6 +30,7 @@ SUBCOMMANDS = [
     ["embed"],
     ["whiten"],
     ["index"],
+    ["sync"],
     ["search"],
     ["list"],
     ["remove"],

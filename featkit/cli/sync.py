@@ -1,0 +1,216 @@
+"""`featkit sync`: keep an index equal to a folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
+from featkit.cli.options import AsJson, Quiet, Rehash, Retry
+from featkit.cli.selecting import SelectionFlags, selection_of
+from featkit.errors import FeatkitError, Interrupted
+from featkit.extras import need_extra
+from featkit.wording import counted
+
+if TYPE_CHECKING:
+    from featkit.syncing import SyncOptions, SyncReport
+
+Flag = Annotated[bool, Parameter(negative="")]
+MAX_SHOWN = 20  # images of each kind that --dry-run lists
+
+
+def sync(
+    photos: Path,
+    index: Path,
+    /,
+    *,
+    model: Path | None = None,
+    dry_run: Flag = False,
+    keep_missing: Flag = False,
+    remove_many: Flag = False,
+    new_source: Flag = False,
+    rehash: Rehash = False,
+    retry: Retry = False,
+    gps: Flag = False,
+    watch: Flag = False,
+    threads: int | None = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
+    select: SelectionFlags | None = None,
+) -> None:
+    """Make INDEX equal to PHOTOS: new, changed, moved and deleted images in one command.
+
+    Run it again whenever the images have changed, for example from cron: what is unchanged is not
+    read. An image that was moved or renamed is not embedded again, nor is a copy of another. If the
+    command is stopped, even killed, run it again to continue. The index can be searched meanwhile.
+
+    Example: featkit sync images/ photos.index
+
+    Parameters
+    ----------
+    photos
+        Whatever `featkit embed` takes: a folder of images, a .tar, Parquet files, a list of paths.
+    index
+        The index folder, which is created if it does not exist.
+    model
+        A model file from `featkit export` for a new index. The default is featkit-tiny, which ships
+        with featkit.
+    dry_run
+        Print what would be done, and change nothing.
+    keep_missing
+        Do not remove images that are gone.
+    remove_many
+        Remove images that are gone even if they are more than half of the index, which otherwise is
+        refused: perhaps a disk is not mounted.
+    new_source
+        Allow another PHOTOS than the index was made of, for example after the folder was moved.
+    gps
+        Also record where photographs were taken, as latitude and longitude.
+    watch
+        Keep running, and follow changes of the folder a moment after they happen.
+    threads
+        Threads that decode and embed. The default is one per available CPU, or fewer if memory is
+        limited.
+    """
+    need_extra("cpu", "onnxruntime", "faiss")
+    from featkit.syncing import SyncOptions
+
+    options = SyncOptions(
+        selection=selection_of(select),
+        dry_run=dry_run,
+        keep_missing=keep_missing,
+        remove_many=remove_many,
+        new_source=new_source,
+        rehash=rehash,
+        retry=retry,
+        gps=gps,
+        workers=threads,
+    )
+    if watch:
+        _watch(photos, index, model, options, quiet=quiet, json_=json_)
+        return
+    report = _run(photos, index, model, options, quiet=quiet or json_)
+    _print_report(report, index, json_=json_)
+
+
+def _watch(
+    photos: Path,
+    index: Path,
+    model: Path | None,
+    options: SyncOptions,
+    *,
+    quiet: bool,
+    json_: bool,
+) -> None:
+    """Sync now and after each change. A later failure is reported, and the next change tried."""
+    need_extra("watch", "watchfiles")
+    from featkit.syncing.watching import changes_of
+
+    report = _run(photos, index, model, options, quiet=quiet or json_)
+    _print_report(report, index, json_=json_)
+    if not quiet:
+        print(f"Watching {photos} (stop with Ctrl-C)", file=sys.stderr)
+    for _ in changes_of(photos, own=index):
+        try:
+            report = _run(photos, index, None, options, quiet=True)
+        except Interrupted:
+            raise
+        except FeatkitError as error:
+            print(f"featkit: {error}", file=sys.stderr)
+            continue
+        if report.changes:
+            _print_report(report, index, json_=json_)
+
+
+def _run(
+    photos: Path, index: Path, model: Path | None, options: SyncOptions, *, quiet: bool
+) -> SyncReport:
+    from featkit.syncing import sync
+
+    def progress(label: str, total: int) -> AbstractContextManager[Callable[[int, int], None]]:
+        return ProgressReporter(label, total=total, quiet=quiet)
+
+    report = sync(photos, index, model=model, options=options, progress=progress)
+    if options.dry_run and not quiet:
+        _print_changes(report)
+    return report
+
+
+def _print_report(report: SyncReport, index: Path, *, json_: bool) -> None:
+    from featkit.sources.selection import skipped_in_words
+
+    if json_:
+        print_json(_in_json(report, index))
+        return
+    if report.failures:
+        print_table("Without an embedding", ("image", "why"), report.failures)
+    if report.num_failed > len(report.failures):
+        stdout().print(f"... and {report.num_failed - len(report.failures):,} more.")
+    for line in (*report.notes, skipped_in_words(report.skipped)):
+        if line is not None:
+            stdout().print(line)
+    stdout().print(
+        f"{_in_words(report)}; {index} holds {counted(report.num_indexed, 'image')}."
+        f" {report.seconds:,.1f} s."
+    )
+    if report.num_missing:
+        stdout().print(f"Kept {counted(report.num_missing, 'image')} that are missing now.")
+
+
+def _in_words(report: SyncReport) -> str:
+    """Return the counts that are not 0."""
+    counts = [
+        (report.num_new, "new"),
+        (report.num_changed, "changed"),
+        (report.num_moved, "moved"),
+        (report.num_copied, "the same as another"),
+        (report.num_described, "with other metadata"),
+        (report.num_removed, "gone"),
+    ]
+    parts = [f"{count:,} {words}" for count, words in counts if count]
+    return f"Of {counted(report.num_items, 'image')}: {', '.join(parts)}" if parts else "No change"
+
+
+def _print_changes(report: SyncReport) -> None:
+    changes = report.changes
+    kinds: list[tuple[str, list[str]]] = [
+        ("New", changes.new),
+        ("Changed", changes.changed),
+        ("Moved", [f"{old} → {new}" for new, old in changes.moved.items()]),
+        ("Same as another", [f"{key} = {other}" for key, other in changes.copies.items()]),
+        ("With other metadata", changes.described),
+        ("Gone", changes.gone),
+    ]
+    for title, keys in kinds:
+        if keys:
+            print_table(f"{title} ({len(keys):,})", ("",), [(key,) for key in keys[:MAX_SHOWN]])
+        if len(keys) > MAX_SHOWN:
+            stdout().print(f"... and {len(keys) - MAX_SHOWN:,} more.")
+
+
+def _in_json(report: SyncReport, index: Path) -> dict[str, Any]:
+    changes = asdict(report.changes)
+    changes.pop("digests")
+    return {
+        "index": str(index),
+        "items": report.num_items,
+        "indexed": report.num_indexed,
+        "new": report.num_new,
+        "changed": report.num_changed,
+        "moved": report.num_moved,
+        "copies": report.num_copied,
+        "redescribed": report.num_described,
+        "removed": report.num_removed,
+        "missing": report.num_missing,
+        "failed": report.num_failed,
+        "failures": [{"key": key, "error": error} for key, error in report.failures],
+        "skipped": dict(report.skipped),
+        "changes": changes,
+        "seconds": round(report.seconds, 3),
+    }
