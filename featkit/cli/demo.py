@@ -127,11 +127,12 @@ def _index_images(
         retry=retry,
         rehash=rehash,
     )
-    for line in (*prepared.notes, skipped_in_words(prepared.skipped)):
+    report = prepared.report
+    for line in (*report.notes, skipped_in_words(report.skipped)):
         if line is not None and not quiet:
             stdout().print(line)
-    if prepared.failures:
-        print_table("Without an embedding", ("image", "why"), prepared.failures)
+    if report.failures:
+        print_table("Without an embedding", ("image", "why"), report.failures)
     return prepared.index
 
 

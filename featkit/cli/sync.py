@@ -112,20 +112,22 @@ def _watch(
     need_extra("watch", "watchfiles")
     from featkit.syncing.watching import changes_of
 
-    report = _run(photos, index, model, options, quiet=quiet or json_)
-    _print_report(report, index, json_=json_)
-    if not quiet:
-        print(f"Watching {photos} (stop with Ctrl-C)", file=sys.stderr)
+    is_first = True
     for _ in changes_of(photos, own=index):
         try:
-            report = _run(photos, index, None, options, quiet=True)
+            report = _run(photos, index, model, options, quiet=quiet or json_ or not is_first)
         except Interrupted:
             raise
         except FeatkitError as error:
-            print(f"featkit: {error}", file=sys.stderr)
+            if is_first:
+                raise
+            print(f"featkit: {error}", file=sys.stderr, flush=True)
             continue
-        if report.changes:
+        if is_first or report.changes:
             _print_report(report, index, json_=json_)
+        if is_first and not quiet:
+            print(f"Watching {photos} (stop with Ctrl-C)", file=sys.stderr, flush=True)
+        is_first = False
 
 
 def _run(
@@ -151,7 +153,10 @@ def _print_report(report: SyncReport, index: Path, *, json_: bool) -> None:
     if report.failures:
         print_table("Without an embedding", ("image", "why"), report.failures)
     if report.num_failed > len(report.failures):
-        stdout().print(f"... and {report.num_failed - len(report.failures):,} more.")
+        stdout().print(
+            f"{counted(report.num_failed, 'image')} in all without an embedding; they are tried"
+            " again when their files change, or with --retry."
+        )
     for line in (*report.notes, skipped_in_words(report.skipped)):
         if line is not None:
             stdout().print(line)

@@ -7,7 +7,7 @@ leaves a state from which the next run continues, so a run can be killed at any 
 
 from __future__ import annotations
 
-from featkit.syncing.changes import Changes
+from featkit.syncing.changes import Changes, Progress
 from featkit.syncing.run import SyncOptions, SyncReport, sync
 
-__all__ = ["Changes", "SyncOptions", "SyncReport", "sync"]
+__all__ = ["Changes", "Progress", "SyncOptions", "SyncReport", "sync"]

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featkit.embeddings import ShardRow
+from featkit.embeddings import SHOWN_FAILURES, ShardRow
 from featkit.embeddings.columns import as_text, metadata_of
-from featkit.errors import Interrupted
 from featkit.images.exif import NAMES, exif_of
 from featkit.index import Index, IndexState
 from featkit.index.arguments import unit_vectors
@@ -21,7 +20,6 @@ from featkit.index.table_writer import CatalogueWriter
 from featkit.sources import Source, subset
 from featkit.syncing.changes import Changes, Progress
 from featkit.syncing.listing import Listing, digest_of
-from featkit.wording import counted
 from featkit.workers import Workers, workers_for
 
 if TYPE_CHECKING:
@@ -58,25 +56,21 @@ class Applier:
         self.name = source_name(listing.source)
         # Another image's name in another Unicode form is not a spelling of an item's key.
         self.apart = listing.items.keys()
+        self.num_embedded = self.num_copied = 0
+        self.failures: list[tuple[str, str]] = []  # key and reason of the first ones
 
     def apply(self, changes: Changes) -> None:
-        """Make all changes. Interrupted on Ctrl-C, after which another run continues."""
+        """Make all changes, in an order in which each commit can be the last."""
         existing = {key: other for key, other in changes.copies.items() if self._has_item(other)}
         others = {key: other for key, other in changes.copies.items() if key not in existing}
-        try:
-            self._record(changes.touched, changes)
-            # First the copies, since what follows replaces and removes items with these vectors.
-            not_copied = self._copy(existing, changes)
-            self._move(changes)
-            self._describe(changes.described)
-            self._embed([*changes.new, *changes.changed, *not_copied])
-            self._embed(self._copy(others, changes))
-            self._remove(changes.gone)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"Stopped by Ctrl-C; {self.index.path} holds"
-                f" {counted(len(self.index), 'image')}, and the same command continues."
-            ) from None
+        self._record(changes.touched, changes)
+        # First the copies, since what follows replaces and removes items with these vectors.
+        not_copied = self._copy(existing, changes)
+        self._move(changes)
+        self._describe(changes.described)
+        self._embed([*changes.new, *changes.changed, *not_copied])
+        self._embed(self._copy(others, changes))
+        self._remove(changes.gone)
 
     def _has_item(self, key: str) -> bool:
         return key in self.known and self.known[key].item is not None
@@ -107,6 +101,7 @@ class Applier:
             }
             not_copied += [key for key in block if key not in files]
             self.index.writer().add(items, vectors, apart=self.apart, also=recording(files))
+            self.num_copied += len(items)
         return not_copied
 
     def _copied(
@@ -236,6 +231,9 @@ class Applier:
         """Add the embedded rows, and record all; one that failed loses its item."""
         good = [row for row in rows if row.embedding is not None]
         failed = [row.key for row in rows if row.embedding is None]
+        for row in rows:
+            if row.error is not None and len(self.failures) < SHOWN_FAILURES:
+                self.failures.append((row.key, row.error))
         files = {
             row.key: self._known_file(row.key, row.stamp.digest, error=row.error) for row in rows
         }
@@ -264,6 +262,7 @@ class Applier:
             for row in good
         ]
         self.index.writer().add(items, vectors, apart=self.apart, also=record)
+        self.num_embedded += len(items)
 
 
 def recording(files: Mapping[str, KnownFile]) -> Callable[[CatalogueWriter], None]:

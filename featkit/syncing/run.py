@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from featkit.embeddings.columns import Metadata, metadata_of
-from featkit.errors import InputError
+from featkit.errors import InputError, Interrupted
 from featkit.index import Index, IndexState
 from featkit.index.records import KnownFile, Value
 from featkit.modelfile import read_manifest
@@ -24,7 +24,6 @@ from featkit.wording import counted
 
 FOLDER = "folder"  # metadata that follows from the key
 SOURCE_SETTING = "synced_source"
-MAX_FAILURES_SHOWN = 20
 # More than this share of an index is not removed without being asked to.
 LARGE_SHARE, FEW = 0.5, 10
 
@@ -55,12 +54,14 @@ class SyncOptions:
 class SyncReport:
     """What a run did, or would do: counts of images.
 
-    num_items: in the source. num_failed: those without an embedding, with the first ones in
-    `failures`. num_indexed: items of the index afterwards.
+    num_items: in the source. num_embedded: by this run. num_failed: those without an embedding;
+    `failures` has the first of them that failed in this run, with key and reason. num_indexed:
+    items of the index afterwards.
     """
 
     num_items: int
     num_indexed: int = 0
+    num_embedded: int = 0
     num_new: int = 0
     num_changed: int = 0
     num_moved: int = 0
@@ -114,7 +115,13 @@ def sync(
         )
     else:
         with _opened(path, model, writable=not options.dry_run) as opened:
-            report = _sync(listing, opened, options, progress)
+            try:
+                report = _sync(listing, opened, options, progress)
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    f"Stopped by Ctrl-C; {path} holds {counted(len(opened), 'image')}, and the same"
+                    " command continues."
+                ) from None
     report.seconds = time.perf_counter() - started
     return report
 
@@ -143,12 +150,14 @@ def _sync(listing: Listing, index: Index, options: SyncOptions, progress: Progre
     if not options.dry_run:
         if recorded != name:
             index.writer().set_setting(SOURCE_SETTING, name)
-        Applier(listing, index, known, options, progress).apply(changes)
-    failures, num_indexed = index.read(lambda state: (state.catalogue.failed_files(), len(state)))
-    report.num_indexed, report.num_failed = num_indexed, len(failures)
-    report.failures = failures[:MAX_FAILURES_SHOWN]
+        applier = Applier(listing, index, known, options, progress)
+        applier.apply(changes)
+        report.num_embedded, report.num_copied = applier.num_embedded, applier.num_copied
+        report.failures = applier.failures
+    failed, num_indexed = index.read(lambda state: (state.catalogue.failed_files(), len(state)))
+    report.num_indexed, report.num_failed = num_indexed, len(failed)
     if num_indexed == 0 and not options.dry_run:
-        reason = failures[0][1] if failures else "there are no images."
+        reason = failed[0][1] if failed else "there are no images."
         raise InputError(f"No image of {listing.source.name} could be embedded: {reason}")
     return report
 

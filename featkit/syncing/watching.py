@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from watchfiles import DefaultFilter, watch
 
-# Changes within this time are one: a camera's import writes for minutes.
-SETTLE_MS = 2000
+SETTLE_MS = 2000  # changes are one if no more than this passes between them
+MOST_MS = 30_000  # an import from a camera may write for minutes
+TICK_MS = 1000
 # Not every change is announced: those on another machine of a network file system are not.
-AT_LEAST_EVERY_MS = 10 * 60 * 1000
+AT_LEAST_EVERY_S = 600.0
 
 
 class _OutsideOf(DefaultFilter):
@@ -26,15 +28,21 @@ class _OutsideOf(DefaultFilter):
 
 
 def changes_of(folder: Path, *, own: Path) -> Iterator[None]:
-    """Yield each time that files of a folder, or of folders in it, have changed and 2 s have passed
-    without another change; every 10 minutes in any case. own: a folder whose changes do not count.
+    """Yield once when changes begin to be noticed, then each time that files have changed.
+
+    That is: below the folder, and not within the folder `own`, when 2 s have passed without another
+    change. Also every 10 minutes without one.
     """
-    for _ in watch(
+    changes = watch(
         folder.resolve(),
         watch_filter=_OutsideOf(own),
-        debounce=5 * SETTLE_MS,
+        debounce=MOST_MS,
         step=SETTLE_MS,
-        rust_timeout=AT_LEAST_EVERY_MS,
+        rust_timeout=TICK_MS,
         yield_on_timeout=True,
-    ):
-        yield
+    )
+    last = float("-inf")
+    for changed in changes:
+        if changed or time.monotonic() > last + AT_LEAST_EVERY_S:
+            yield
+            last = time.monotonic()

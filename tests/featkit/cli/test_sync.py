@@ -77,9 +77,8 @@ def test_a_dry_run_lists_what_would_be_done(
         assert "000.jpg" in index
 
 
-def test_json_has_every_count_and_change(
-    photos: Path, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("photos")
+def test_json_has_every_count_and_change(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "sync", "photos", "i", "--model", model, "--json")
     assert code == 0
     report = json.loads(out)

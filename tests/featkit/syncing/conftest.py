@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,35 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def content(index: Path) -> dict[str, tuple[Any, ...]]:
+@dataclass(frozen=True)
+class Stored:
+    """What an index says of an item. Equal vectors differ by rounding, since that depends on the
+    other images of a batch.
+    """
+
+    size: tuple[int | None, int | None]
+    metadata: dict[str, Any]
+    thumbnail: bytes | None
+    vector: np.ndarray
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Stored)
+            and (self.size, self.metadata, self.thumbnail)
+            == (other.size, other.metadata, other.thumbnail)
+            and bool(np.allclose(self.vector, other.vector, rtol=0, atol=1e-5))
+        )
+
+
+def content(index: Path) -> dict[str, Stored]:
     """Everything that an index says of its items, by key, without ids."""
     with Index.open(index) as opened:
         return {
-            item.key: (
-                item.width,
-                item.height,
-                sorted(item.metadata.items()),
+            item.key: Stored(
+                (item.width, item.height),
+                item.metadata,
                 opened.thumbnail(item.id),
-                opened.vector(item.id).tobytes(),
+                opened.vector(item.id),
             )
             for item in opened.items(limit=1000)
         }

@@ -78,32 +78,26 @@ def test_kills_at_random_moments_lose_nothing(model: Path, tmp_path: Path) -> No
 
 
 def test_ctrl_c_keeps_what_was_committed(
-    photos: Path,
-    model: Path,
-    tmp_path: Path,
-    embedded: CountingEmbedder,
-    monkeypatch: pytest.MonkeyPatch,
+    model: Path, tmp_path: Path, embedded: CountingEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    photos, index, add = tmp_path / "photos", tmp_path / "i", applying.Applier._add
+    for seed in range(NUM_IMAGES):
+        draw(photos / f"{seed:02}.png", seed)
     monkeypatch.setattr(applying, "ROWS_PER_COMMIT", 1)
-    index, add = tmp_path / "i", applying.Applier._add
-    commits = []
 
-    def add_then_stop(applier: applying.Applier, rows: object) -> None:
+    def add_and_stop(applier: applying.Applier, rows: object) -> None:
         add(applier, rows)  # type: ignore[arg-type]
-        commits.append(1)
-        if len(commits) == 2:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(applying.Applier, "_add", add_then_stop)
-    with pytest.raises(Interrupted, match=r"Stopped by Ctrl-C; .* holds . images?, and the same"):
+    monkeypatch.setattr(applying.Applier, "_add", add_and_stop)
+    with pytest.raises(Interrupted, match=r"Stopped by Ctrl-C; .* holds .* images?, and the same"):
         sync(photos, index, model=model)
     with Index.open(index) as opened:
         held = len(opened)
-    assert 0 < held < 5
+    assert 0 < held < NUM_IMAGES
     monkeypatch.setattr(applying.Applier, "_add", add)
     embedded.since()
-    report = sync(photos, index)
-    assert report.num_new == embedded.since() == 5 - held
+    assert sync(photos, index).num_new == embedded.since() == NUM_IMAGES - held
 
 
 def test_nothing_to_do_is_false() -> None:

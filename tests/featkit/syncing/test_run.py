@@ -28,7 +28,7 @@ COUNTS = [each.name for each in dataclasses.fields(SyncReport) if each.name.star
 
 def counts(report: SyncReport) -> dict[str, int]:
     """The counts that are not 0, without the totals."""
-    names = [name for name in COUNTS if name not in ("num_items", "num_indexed")]
+    names = [name for name in COUNTS if name not in ("num_items", "num_indexed", "num_embedded")]
     return {name[4:]: value for name in names if (value := getattr(report, name))}
 
 
