@@ -78,7 +78,7 @@ $(VENV)/.all: $(VENV)/.runtime
 	@echo "Installing what training, export and the tests need (torch, timm, onnx, ...) into $(VENV) ..."
 	@# torch first and by pip, which knows of CPU builds that a machine keeps for it; the rest then finds it in place.
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch | $(ONE_LINE)
-	@$(INSTALL) -c constraints.txt -e '.[cpu,openvino,demo,serve,train,export,evaluate,formats,datasets,docs,dev]' | $(ONE_LINE)
+	@$(INSTALL) -c constraints.txt -e '.[cpu,openvino,demo,serve,train,export,evaluate,formats,datasets,watch,docs,dev]' | $(ONE_LINE)
 	@touch $@
 
 clean: ## Remove the environment and what tools leave behind

@@ -32,7 +32,7 @@ class AllowedIds:
                 return allowed
         allowed = np.zeros(self.num_rows, bool)
         allowed[find()] = True
-        allowed.flags.writeable = False
+        allowed.setflags(write=False)
         with self._lock:
             self._kept[where] = allowed
             self._kept.move_to_end(where)

@@ -73,7 +73,7 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownFile:
-    """What `featkit sync` recorded of one image of a folder: the state of its file, a digest of its
+    """The record that `featkit sync` keeps of one image of a folder: the state of its file, a digest of its
     bytes, and why it has no item, if so.
 
     size and mtime_ns are None if they do not show whether the file is the same. digest: BLAKE2b of

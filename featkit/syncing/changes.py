@@ -1,4 +1,4 @@
-"""What an index has to do to equal a folder."""
+"""The differences between a folder and an index."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class SyncOptions:
 
 @dataclass(kw_only=True)
 class SyncReport:
-    """What a run did, or would do: counts of images.
+    """Counts of images: what a run did with them, or would do.
 
     num_items: in the source. num_embedded: by this run. num_failed: those without an embedding;
     `failures` has the first of them that failed in this run, with key and reason. num_indexed:

@@ -1,4 +1,4 @@
-"""What EXIF declares of a photograph, and what damage it survives."""
+"""EXIF: time, camera, orientation and position, and damage that is survived."""
 
 from __future__ import annotations
 

@@ -259,7 +259,7 @@ def example() -> CatalogueWriter:
         ("labl = 'cat'", 1, "there is no column 'labl'; did you mean label?"),
         ('label = "cat"', 9, "there is no column 'cat'; text is in single quotes."),
         ("metadata.key = 'a'", 1, "there is no column 'key'; there are"),
-        ("1 < widht", 5, "did you mean width?"),
+        ("1 < widthx", 5, "did you mean width?"),
         ("width = 'cat'", 9, "width holds numbers, but this is text."),
         ("key > 5", 7, "key holds text, but this is a number."),
         ("favorite = 1", 12, "favorite holds true and false, but this is a number."),

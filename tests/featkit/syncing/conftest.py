@@ -46,7 +46,7 @@ def photos(tmp_path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Stored:
-    """What an index says of an item. Equal vectors differ by rounding, since that depends on the
+    """An item as an index has it. Equal vectors differ by rounding, since that depends on the
     other images of a batch.
     """
 
