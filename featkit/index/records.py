@@ -73,10 +73,9 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownFile:
-    """The record that `featkit sync` keeps of one image of a folder: the state of its file, a digest of its
-    bytes, and why it has no item, if so.
+    """The record that `featkit sync` keeps of one image of a folder.
 
-    size and mtime_ns are None if they do not show whether the file is the same. digest: BLAKE2b of
+    It has the state of its file, a digest of its bytes, and why it has no item, if so. size and mtime_ns are None if they do not show whether the file is the same. digest: BLAKE2b of
     16 bytes, or None if the bytes could not be read.
     """
 

@@ -102,10 +102,10 @@ def test_a_wrong_filter_is_one_sentence(
     index: Path, drawn: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     query = [drawn / "images" / "001.jpg"] if command == "search" else []
-    code, out, error = run(capsys, command, index, *query, "--where", "widthx > 5")
+    code, out, error = run(capsys, command, index, *query, "--where", "widhh > 5")
     assert (code, out) == (2, "")
     assert error == (
-        "featkit: The filter `widthx > 5` is wrong at column 1: there is no column 'widthx'; did you"
+        "featkit: The filter `widhh > 5` is wrong at column 1: there is no column 'widhh'; did you"
         " mean width?\n"
     )
 

@@ -17,6 +17,7 @@ TO_FORMAT_1 = """
 ALTER TABLE items ADD COLUMN thumbnail BLOB;
 UPDATE items SET thumbnail = (SELECT jpeg FROM thumbnails WHERE thumbnails.id = items.id);
 DROP TABLE thumbnails;
+DROP TABLE files;
 ALTER TABLE items DROP COLUMN folder;
 ALTER TABLE items DROP COLUMN added;
 ALTER TABLE items RENAME COLUMN added_ TO added;
