@@ -75,15 +75,16 @@ class Hit:
 class KnownFile:
     """The record that `featkit sync` keeps of one image of a folder.
 
-    It has the state of its file, a digest of its bytes, and why it has no item, if so. size and mtime_ns are None if they do not show whether the file is the same. digest: BLAKE2b of
-    16 bytes, or None if the bytes could not be read.
+    It has the state of its file, a digest of its bytes, and why it has no item, if so. size and
+    mtime_ns are None if they do not show whether the file is the same. digest: BLAKE2b of 16 bytes,
+    or None if the bytes could not be read. item: the id of its item.
     """
 
     size: int | None
     mtime_ns: int | None
     digest: bytes | None
     error: str | None = None
-    item: int | None = None  # the id of its item
+    item: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
