@@ -54,6 +54,12 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
         "Keep an index equal to a folder of images.",
     ),
     (
+        "Make",
+        "compact",
+        "featkit.cli.compact:compact",
+        "Build a graph that makes the searches of a large index fast.",
+    ),
+    (
         "Use",
         "search",
         "featkit.cli.search:search",

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featkit.cli.console import print_json, print_table
 from featkit.cli.options import AsJson
 from featkit.errors import InputError
 from featkit.folders import is_embeddings, is_index, is_run
+
+if TYPE_CHECKING:
+    from featkit.index import Index
 
 
 def inspect(path: Path, /, *, json_: AsJson = False) -> None:
@@ -99,8 +102,27 @@ def _index_facts(path: Path) -> dict[str, Any]:
             "fingerprint": index.fingerprint,
             "made_by": str(index.run),
             "also_proven": [str(proof.run) for proof in index.proofs],
-            "bytes": sum(file.stat().st_size for file in path.iterdir() if file.is_file()),
+            **_search_facts(index),
+            "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         }
+
+
+def _search_facts(index: "Index") -> dict[str, Any]:
+    """Return how an index is searched, and how well if that is approximate."""
+    from featkit.index.approximate.generation import SETTING, Generation
+
+    text = index.read(lambda state: state.catalogue.settings().get(SETTING))
+    if text is None:
+        return {"search": "exact"}
+    generation = Generation.from_json(str(text))
+    measured = generation.measured
+    return {
+        "search": f"graph of {generation.num_items:,} images, built {generation.built}",
+        "recall_at_10": measured.recall_at_10,
+        "recall_at_10_low": measured.low,
+        "search_p50_ms": measured.p50_ms,
+        "search_p99_ms": measured.p99_ms,
+    }
 
 
 def _run_facts(path: Path) -> dict[str, Any]:

@@ -87,6 +87,21 @@ class Catalogue:
             connection.execute("COMMIT")
             self._bound_log(connection)
 
+    def publish(self, index_id: str, settings: Mapping[str, Value]) -> None:
+        """Store settings in a transaction of its own, whoever writes the index at this time.
+
+        InputError if the catalogue now belongs to another index than `index_id`.
+        """
+        with self._exclusive() as connection:
+            writer = CatalogueWriter(connection)
+            if writer.state_key().index_id != index_id:
+                raise InputError(f"{self.path.parent} was replaced by another index; try again.")
+            for name, value in settings.items():
+                writer.set_setting(name, value)
+            writer.count_change()
+            connection.execute("COMMIT")
+            self._bound_log(connection)
+
     @contextmanager
     def excluding_writers(self) -> Iterator[CatalogueReader]:
         """Yield a reader while nobody else can write, for work on the vectors file.

@@ -113,7 +113,7 @@ def _search(
     while unsettled:
         scores, candidates = _scan(queries[unsettled], rows, k=num_candidates, bits=bits)
         for i, worst, ids in zip(unsettled, scores[:, -1], candidates, strict=True):
-            ranked = _rank(queries[i], rows, ids)
+            ranked = rank(queries[i], rows, ids)
             # A row that FAISS left out scored at most `worst` there, and both sums may be off by
             # rounding.
             margin = _rounding(rows.width)
@@ -190,7 +190,7 @@ def _merged(
     return best
 
 
-def _rank(query: np.ndarray, rows: Rows, ids: np.ndarray) -> Neighbors:
+def rank(query: np.ndarray, rows: Rows, ids: np.ndarray) -> Neighbors:
     """Sort candidates by exact score, then id. A score depends on nothing but the two vectors."""
     scores = np.einsum(
         "nd,d->n", rows.take(ids).astype(np.float64), query.astype(np.float64)

@@ -424,6 +424,13 @@ class Index:
         """
         return self._writable().remove(text_keys(keys, call="remove("), where=where)
 
+    def publish(self, index_id: str, settings: Mapping[str, Value]) -> None:
+        """Store settings, for featkit's own modules; the index need not be open for writing.
+
+        InputError if the index at the path is not the one with this id any more.
+        """
+        self._catalogue.publish(index_id, settings)
+
     def writer(self) -> IndexWriter:
         """Return the writer, for featkit's own modules. ValueError if the index is read-only."""
         return self._writable()

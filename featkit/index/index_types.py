@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from featkit.errors import InputError
+from featkit.index.approximate.generation import SETTING, Generation, OpenGeneration
+from featkit.index.approximate.searching import GraphSearcher
 from featkit.index.exact import ExactSearcher
 from featkit.index.records import Value
 from featkit.index.searcher import Searcher
 
-EXACT = "exact"
+INDEX_TYPE = "index_type"  # the setting
+EXACT, GRAPH = "exact", "graph"
+log = logging.getLogger("featkit.index")
+# Each commit makes a new state with a searcher of its own; they share what is open.
+_open: WeakValueDictionary[tuple[Path, str], OpenGeneration] = WeakValueDictionary()
+
+
+def _open_graph(index: Path, settings: Mapping[str, Value]) -> Searcher:
+    """Open the generation of an index, or search exactly if it cannot be opened."""
+    try:
+        record = Generation.from_json(str(settings.get(SETTING)))
+        key = (index.absolute(), record.name)
+        generation = _open.get(key) or _open.setdefault(key, OpenGeneration(index, record))
+    except InputError as error:
+        log.warning("%s Until then, %s is searched exactly, which takes longer.", error, index)
+        return ExactSearcher()
+    return GraphSearcher(generation)
+
+
 # Each opens the searcher of an index folder; a type may keep its own files there.
-SEARCHERS: dict[str, Callable[[Path], Searcher]] = {
-    EXACT: lambda _index: ExactSearcher(),
+SEARCHERS: dict[str, Callable[[Path, Mapping[str, Value]], Searcher]] = {
+    EXACT: lambda _index, _settings: ExactSearcher(),
+    GRAPH: _open_graph,
 }
 
 
 def searcher_for(index: Path, settings: Mapping[str, Value]) -> Searcher:
     """Return the searcher for an index. Its settings name the type unless it is exact."""
-    index_type = str(settings.get("index_type", EXACT))
+    index_type = str(settings.get(INDEX_TYPE, EXACT))
     if index_type not in SEARCHERS:
         raise InputError(
             f"{index} is of the unknown type {index_type!r}; update featkit to search it."
         )
-    return SEARCHERS[index_type](index)
+    return SEARCHERS[index_type](index, settings)

@@ -16,10 +16,14 @@ import numpy as np
 
 
 class Neighbors(NamedTuple):
-    """The rows nearest to one query, best first: ids (n,) int64 and scores (n,) float32, n <= k."""
+    """The rows nearest to one query, best first: ids (n,) int64 and scores (n,) float32, n <= k.
+
+    is_exact: whether no nearer row can exist.
+    """
 
     ids: np.ndarray
     scores: np.ndarray
+    is_exact: bool = True
 
 
 class Rows(Protocol):

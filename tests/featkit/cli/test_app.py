@@ -31,6 +31,7 @@ SUBCOMMANDS = [
     ["whiten"],
     ["index"],
     ["sync"],
+    ["compact"],
     ["search"],
     ["list"],
     ["remove"],

@@ -37,7 +37,9 @@ def test_an_unknown_type_is_refused_by_name() -> None:
 def test_a_searcher_in_the_table_answers_searches(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(index_types.SEARCHERS, index_types.EXACT, lambda _index: FirstRows())
+    monkeypatch.setitem(
+        index_types.SEARCHERS, index_types.EXACT, lambda _index, _settings: FirstRows()
+    )
     with Index.open(photos, writable=True) as index:
         index.remove(["0.jpg"])
         (hits,) = index.search(vectors=unit_vectors(1), k=3)

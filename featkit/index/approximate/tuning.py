@@ -1,0 +1,141 @@
+"""Measure the recall of a graph, and choose how to search it.
+
+    Q queries, k = 10 hits
+
+The queries are rows that were left out of the graph: rows of the graph would find their own
+neighbors more easily. The truth is exact search over the graph's rows. A hit counts if its score is
+at least that of the true k-th, so that equal scores do not matter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from featkit.index.approximate.generation import Measured
+from featkit.index.approximate.graph import Graph
+from featkit.index.exact import ChosenRows, exact_search, rank
+from featkit.index.searcher import Neighbors, Rows
+
+K = 10
+EFS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+CANDIDATES = (20, 40, 80)
+NUM_TIMED = 200  # single queries
+NUM_SCANNED = 2000  # rows of the scan whose time is measured
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Queries (Q, D) float32, and the exact nearest rows of each."""
+
+    queries: np.ndarray
+    nearest: list[Neighbors]
+
+
+def truth_of(rows: Rows, ids: np.ndarray, queries: np.ndarray) -> Truth:
+    """Return the truth for queries among the rows with these ids."""
+    allowed = np.zeros(rows.num_rows, bool)
+    allowed[ids] = True
+    return Truth(queries, exact_search(queries, rows, k=K, allowed=allowed))
+
+
+def search(
+    graph: Graph, ids: np.ndarray, rows: Rows, queries: np.ndarray, *, ef: int, num_candidates: int
+) -> list[Neighbors]:
+    """Search a graph as GraphSearcher does, without a filter."""
+    positions = graph.search(queries, num_candidates=num_candidates, ef=ef)
+    return [
+        rank(query, rows, ids[each[each >= 0]])
+        for query, each in zip(queries, positions, strict=True)
+    ]
+
+
+def recalls(found: list[Neighbors], truth: Truth, *, k: int) -> np.ndarray:
+    """Return the recall@k of each query, (Q,) float64."""
+    shares = []
+    for each, true in zip(found, truth.nearest, strict=True):
+        wanted = min(k, len(true.scores))
+        least = true.scores[wanted - 1] if wanted else 0.0
+        shares.append(np.count_nonzero(each.scores[:k] >= least) / max(1, wanted))
+    return np.minimum(np.array(shares, np.float64), 1.0)
+
+
+def lower_end(shares: np.ndarray) -> float:
+    """Return the lower end of the 95 % interval of a mean over queries (normal approximation)."""
+    if len(shares) < 2:
+        return 0.0
+    return float(shares.mean() - 1.96 * shares.std(ddof=1) / np.sqrt(len(shares)))
+
+
+def tune(
+    graph: Graph,
+    ids: np.ndarray,
+    rows: Rows,
+    truth: Truth,
+    *,
+    target: float,
+    on_step: Callable[[str], None] = lambda _step: None,
+) -> tuple[int, int, Measured]:
+    """Return ef, the number of candidates, and how the graph answers with them.
+
+    They are the fastest whose recall@10 is at least the target by the lower end of its interval;
+    the best by recall if none is.
+    """
+    tried: list[tuple[float, float, int, int]] = []  # lower end, seconds, ef, candidates
+    for num_candidates in CANDIDATES:
+        for ef in EFS:
+            if ef < num_candidates // 2:
+                continue
+            started = time.perf_counter()
+            found = search(graph, ids, rows, truth.queries, ef=ef, num_candidates=num_candidates)
+            seconds = time.perf_counter() - started
+            low = lower_end(recalls(found, truth, k=K))
+            tried.append((low, seconds, ef, num_candidates))
+            on_step(f"efSearch {ef}, {num_candidates} candidates: recall@10 at least {low:.4f}")
+            if low >= target:
+                break
+    reaching = [each for each in tried if each[0] >= target]
+    _, _, ef, num_candidates = min(reaching, key=lambda each: each[1]) if reaching else max(tried)
+    return ef, num_candidates, measure(graph, ids, rows, truth, ef, num_candidates)
+
+
+def measure(
+    graph: Graph, ids: np.ndarray, rows: Rows, truth: Truth, ef: int, num_candidates: int
+) -> Measured:
+    """Measure recall and times."""
+    started = time.perf_counter()
+    found = search(graph, ids, rows, truth.queries, ef=ef, num_candidates=num_candidates)
+    seconds = time.perf_counter() - started
+    single = sorted(
+        _seconds(
+            partial(search, graph, ids, rows, query[None], ef=ef, num_candidates=num_candidates)
+        )
+        for query in truth.queries[:NUM_TIMED]
+    )
+    at_10 = recalls(found, truth, k=K)
+    few = np.sort(np.random.default_rng(0).choice(ids, min(NUM_SCANNED, len(ids)), replace=False))
+    chosen, allowed = ChosenRows(rows, few), np.ones(len(few), bool)
+    scan = min(
+        _seconds(partial(exact_search, query[None], chosen, k=K, allowed=allowed))
+        for query in truth.queries[:5]
+    )
+    return Measured(
+        num_queries=len(found),
+        recall_at_1=round(float(recalls(found, truth, k=1).mean()), 4),
+        recall_at_10=round(float(at_10.mean()), 4),
+        low=round(lower_end(at_10), 4),
+        p50_ms=round(1000 * single[len(single) // 2], 3),
+        p99_ms=round(1000 * single[int(0.99 * (len(single) - 1))], 3),
+        queries_per_s=round(len(found) / seconds, 1),
+        exact_ns=round(1e9 * scan / max(1, len(few)), 1),
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

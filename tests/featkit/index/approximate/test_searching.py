@@ -1,0 +1,128 @@
+"""Searches by a graph find what exact search does, with filters, deletions and later items."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featkit.index import Hit, Index
+from featkit.index.approximate import building
+from featkit.index.approximate.searching import GraphSearcher
+from tests.featkit.index.approximate.conftest import NUM_ITEMS, clumped
+
+
+def searcher_of(index: Index) -> GraphSearcher:
+    searcher = index.read(lambda state: state.vectors.searcher)
+    assert isinstance(searcher, GraphSearcher)
+    return searcher
+
+
+def brute_force(
+    query: np.ndarray, vectors: np.ndarray, allowed: np.ndarray, k: int
+) -> list[tuple[int, float]]:
+    scores = vectors.astype(np.float64) @ query.astype(np.float64)
+    ids = sorted(np.flatnonzero(allowed).tolist(), key=lambda i: (-scores[i], i))[:k]
+    return [(i, scores[i]) for i in ids]
+
+
+def recall(
+    hits: list[list[Hit]], queries: np.ndarray, vectors: np.ndarray, allowed: np.ndarray
+) -> float:
+    found = []
+    for each, query in zip(hits, queries, strict=True):
+        true = brute_force(query, vectors, allowed, len(each))
+        if true:
+            found.append(len({hit.id for hit in each} & {i for i, _ in true}) / len(true))
+    return float(np.mean(found or [1.0]))
+
+
+def test_a_graph_finds_what_exact_search_finds(index: Path) -> None:
+    queries = clumped(200, seed=1)
+    with Index.open(index) as opened:
+        hits = opened.search(vectors=queries, k=10)
+        assert recall(hits, queries, clumped(NUM_ITEMS), np.ones(NUM_ITEMS, bool)) >= 0.95
+        for each, query in zip(hits, queries, strict=True):
+            scores = [hit.score for hit in each]
+            assert scores == sorted(scores, reverse=True)
+            for hit in each:
+                score = float(clumped(NUM_ITEMS)[hit.id].astype(np.float64) @ query)
+                assert hit.score == pytest.approx(score, abs=1e-6)
+
+
+@pytest.mark.parametrize("least", [0, 2, 30, 300, 1500, 2700, 2990, 2999, 3000])
+@pytest.mark.parametrize("k", [1, 10, 50])
+def test_filters_give_as_many_hits_as_match(index: Path, least: int, k: int) -> None:
+    queries = clumped(40, seed=2)
+    allowed = np.arange(NUM_ITEMS) >= least
+    with Index.open(index) as opened:
+        hits = opened.search(vectors=queries, k=k, where=f"number >= {least}")
+    assert {len(each) for each in hits} == {min(k, NUM_ITEMS - least)}
+    assert all(hit.id >= least for each in hits for hit in each)
+    assert recall(hits, queries, clumped(NUM_ITEMS), allowed) >= 0.95
+
+
+def test_few_allowed_rows_are_searched_exactly(index: Path) -> None:
+    query = clumped(1, seed=3)
+    with Index.open(index) as opened:
+        searcher = searcher_of(opened)
+
+        def search(where: str | None) -> bool:
+            return opened.read(
+                lambda state: (
+                    searcher.search(query, state.vectors.rows, k=5, allowed=state._allowed(where))[
+                        0
+                    ].is_exact
+                )
+            )
+
+        assert not search(None)
+        assert search("number < 5")
+        assert search("number < 0")
+
+
+def test_removed_items_are_never_found(index: Path) -> None:
+    queries = clumped(50, seed=4)
+    with Index.open(index, writable=True) as opened:
+        opened.remove(where="label = 'l1'")
+        hits = opened.search(vectors=queries, k=20)
+        allowed = np.arange(NUM_ITEMS) % 3 != 1
+        assert all(allowed[hit.id] for each in hits for hit in each)
+        assert recall(hits, queries, clumped(NUM_ITEMS), allowed) >= 0.95
+
+
+def test_items_added_later_are_found_at_once(index: Path) -> None:
+    new = clumped(20, seed=5)
+    with Index.open(index) as reader, Index.open(index, writable=True) as writer:
+        ids = writer.add([f"new{i}.jpg" for i in range(20)], new)
+        hits = reader.search(vectors=new, k=1)
+        assert [each[0].id for each in hits] == ids
+        assert [each[0].score for each in hits] == pytest.approx([1.0] * 20, abs=1e-6)
+
+
+def test_more_hits_than_the_graph_can_give_are_exact(index: Path) -> None:
+    query = clumped(1, seed=6)
+    with Index.open(index) as opened:
+        (hits,) = opened.search(vectors=query, k=NUM_ITEMS + 10)
+    true = brute_force(query[0], clumped(NUM_ITEMS), np.ones(NUM_ITEMS, bool), NUM_ITEMS)
+    assert [hit.id for hit in hits] == [i for i, _ in true]
+
+
+def test_equal_vectors_beyond_a_nodes_links_are_found(tmp_path: Path, model: Path) -> None:
+    vectors = clumped(1000)
+    vectors[200:400] = vectors[200]
+    with Index.create(tmp_path / "i", model=model) as made:
+        made.add([str(i) for i in range(1000)], vectors)
+        building.compact(made, allow_low_recall=True)
+        (hits,) = made.search(vectors=vectors[200:201], k=50)
+    assert len(hits) == 50
+    assert {hit.score for hit in hits} == {hits[0].score}
+    assert hits[0].score == pytest.approx(1, abs=1e-6)
+
+
+def test_one_opened_generation_serves_all_states(index: Path) -> None:
+    with Index.open(index) as reader, Index.open(index, writable=True) as writer:
+        first = searcher_of(reader).generation
+        writer.add(["x.jpg"], clumped(1, seed=7))
+        assert searcher_of(reader).generation is first
