@@ -28,8 +28,8 @@ MAX_EF = 4096
 
 @dataclass(frozen=True)
 class _View:
-    """The rows that a filter allows: positions of the graph as a bitmap, or None for all; and rows that are
-    not in the graph. allowed: the filter, kept so that its identity is not reused."""
+    """The rows that a filter allows: positions of the graph as a bitmap, or None for all of them,
+    and rows that are not in the graph. allowed: the filter, kept so that its id is not reused."""
 
     allowed: np.ndarray
     num_allowed: int
