@@ -67,6 +67,12 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
     ),
     ("Use", "list", "featkit.cli.list_items:list_items", "Print the images of an index."),
     ("Use", "remove", "featkit.cli.remove:remove", "Remove images from an index."),
+    (
+        "Use",
+        "export-vectors",
+        "featkit.cli.export_vectors:export_vectors",
+        "Write the vectors of an index to a Parquet file.",
+    ),
     ("Use", "demo", "featkit.cli.demo:demo", "Open the search page over an index."),
     ("Use", "serve", "featkit.cli.serve:serve", "Embed and search over HTTP."),
     (

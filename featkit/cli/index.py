@@ -12,9 +12,18 @@ from featkit.wording import counted, typed
 
 if TYPE_CHECKING:
     from featkit.embeddings import Embeddings
+    from featkit.index import AddReport
 
 
-def index(embeddings: Path, /, *, out: Path, quiet: Quiet = False, json_: AsJson = False) -> None:
+def index(
+    embeddings: Path,
+    /,
+    *,
+    out: Path,
+    model: Path | None = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
+) -> None:
     """Add the images of EMBEDDINGS to an index, which is created if it does not exist.
 
     An existing index must have been made with the same model. An image that is already in it is
@@ -26,15 +35,24 @@ def index(embeddings: Path, /, *, out: Path, quiet: Quiet = False, json_: AsJson
     Parameters
     ----------
     embeddings
-        A folder from `featkit embed`.
+        A folder from `featkit embed`; or a Parquet file from `featkit export-vectors`, or of
+        another tool, with the columns key and embedding.
     out
         The index folder to create or add to.
+    model
+        For a new index of a Parquet file: the model file that made its vectors. The default is
+        featkit-tiny, if it is their model.
     """
     need_extra("cpu", "faiss")
     from featkit.backends import Run
     from featkit.embeddings import Embeddings
     from featkit.index import Index
 
+    if embeddings.is_file():
+        _index_file(embeddings, out, model, quiet=quiet, json_=json_)
+        return
+    if model is not None:
+        raise InputError(f"{embeddings} has a model of its own; leave --model out.")
     folder = Embeddings.open(embeddings)
     _refuse_empty(folder)
     missing = len(folder.missing_shards())
@@ -56,6 +74,41 @@ def index(embeddings: Path, /, *, out: Path, quiet: Quiet = False, json_: AsJson
             " embed`, then run this command again.",
             file=sys.stderr,
         )
+    _print_report(report, out, num_items, missing_shards=missing, json_=json_)
+
+
+def _index_file(file: Path, out: Path, model: Path | None, *, quiet: bool, json_: bool) -> None:
+    """Index a Parquet file of vectors."""
+    from featkit.backends import Run
+    from featkit.index import Index
+    from featkit.index.vector_file import VectorFile, read_vectors
+    from featkit.modelfile import read_manifest
+    from featkit.models import default_model_path
+
+    vectors = VectorFile(file)
+    if out.exists():
+        opened = Index.open(out, writable=True)
+    else:
+        path = model or default_model_path()
+        if vectors.fingerprint not in (None, read_manifest(path).fingerprint) or (
+            vectors.fingerprint is None and model is None
+        ):
+            made_by = vectors.model_name or "an unknown model"
+            raise InputError(
+                f"{file} has vectors of {made_by}, but {path} is another model; name the file of"
+                " their model with --model."
+            )
+        run = None if vectors.run is None else Run.parse(vectors.run)
+        opened = Index.create(out, model=path, run=run)
+    with opened, ProgressReporter("indexing", total=None, quiet=quiet or json_) as progress:
+        report = read_vectors(opened, vectors, on_progress=progress)
+        num_items = len(opened)
+    _print_report(report, out, num_items, json_=json_)
+
+
+def _print_report(
+    report: "AddReport", out: Path, num_items: int, *, missing_shards: int = 0, json_: bool
+) -> None:
     if json_:
         result = {
             "out": str(out),
@@ -65,7 +118,7 @@ def index(embeddings: Path, /, *, out: Path, quiet: Quiet = False, json_: AsJson
             "unchanged": report.num_unchanged,
             "without_embedding": report.num_without_embedding,
             "kept": report.num_kept,
-            "missing_shards": missing,
+            "missing_shards": missing_shards,
         }
         print_json(result)
         return

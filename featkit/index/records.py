@@ -24,7 +24,8 @@ class NoSuchItem(InputError):
 class Item:
     """An image of the index.
 
-    Width and height are those of the upright original in pixels, or None if unknown.
+    Width and height are those of the upright original in pixels, or None if unknown. added: when it
+    came into the index, in UTC as ISO 8601; None if that was before featkit recorded it.
     """
 
     id: int
@@ -33,11 +34,12 @@ class Item:
     width: int | None
     height: int | None
     metadata: dict[str, Value]
+    added: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewItem:
-    """Everything that is stored about an image except its vector."""
+    """Everything that is stored about an image except its vector. added: now by default."""
 
     key: str
     source: str = ""
@@ -45,6 +47,7 @@ class NewItem:
     height: int | None = None
     thumbnail: bytes | None = None
     metadata: Mapping[str, Value | None] = field(default_factory=dict)
+    added: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,6 +83,10 @@ class IndexState:
         """Return the number of items, without removed ones."""
         return self.count()
 
+    def ids(self, where: str | None = None) -> np.ndarray:
+        """Return the ids of the items, or of those that match a filter, ascending: (n,) int64."""
+        return np.flatnonzero(self._allowed(where))
+
     def count(self, where: str | None = None) -> int:
         """Return the number of items, or of those that match a filter."""
         return int(np.count_nonzero(self._allowed(where)))
@@ -166,7 +170,7 @@ class IndexState:
         """
         offset = whole_number(offset, "offset", least=0)
         limit = whole_number(limit, "limit", least=0)
-        ids = np.flatnonzero(self._allowed(where))[offset : offset + limit].tolist()
+        ids = self.ids(where)[offset : offset + limit].tolist()
         items = self._items(ids)
         return [items[item_id] for item_id in ids]
 
@@ -184,11 +188,15 @@ class IndexState:
 
     def vector(self, item_id: int) -> np.ndarray:
         """Return a copy of an item's vector, (D,) float32. NoSuchItem."""
-        item_id = self.item(item_id).id
-        rows = ChecksummedRows(self.vectors.rows)
-        vector: np.ndarray = rows.take(np.array([item_id], np.int64))[0]
-        self._verify(rows, [item_id])
+        vector: np.ndarray = self.vectors_of(np.array([self.item(item_id).id], np.int64))[0]
         return vector
+
+    def vectors_of(self, ids: np.ndarray) -> np.ndarray:
+        """Return a copy of the vectors of items, (n, D) float32. The ids are of live items."""
+        rows = ChecksummedRows(self.vectors.rows)
+        vectors: np.ndarray = rows.take(ids)
+        self._verify(rows, ids.tolist())
+        return vectors
 
     def _verify(self, rows: ChecksummedRows, ids: list[int]) -> None:
         """Compare the checksums of the rows that an answer used with the committed ones."""

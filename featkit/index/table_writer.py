@@ -124,7 +124,7 @@ class CatalogueWriter(CatalogueReader):
             num_replaced += self.remove_items({item.key, stored.get(item.key, item.key)})
             own = [item_id, item.key, _folder(item.key), item.source, item.width, item.height]
             metadata = [_to_sql(item.metadata.get(name)) for name in columns]
-            self._connection.execute(statement, [*own, added, checksum, *metadata])
+            self._connection.execute(statement, [*own, item.added or added, checksum, *metadata])
             if item.thumbnail is not None:
                 self._connection.execute(
                     "INSERT INTO thumbnails (id, jpeg) VALUES (?, ?)", [item_id, item.thumbnail]

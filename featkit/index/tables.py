@@ -205,6 +205,27 @@ class CatalogueReader:
             return dict.fromkeys(self.metadata_columns(), OLD)
         return {name: kind or OLD for name, kind in rows}
 
+    def metadata_types(self) -> dict[str, str]:
+        """Return the narrowest of "bool", "int64", "double" and "string" that holds all values of
+        each metadata field; fields without a value are left out.
+        """
+        kinds, types = self.metadata_kinds(), {}
+        for name, column in self.metadata_columns().items():
+            sql = f"items.{quoted(column)}"
+            found = {
+                each
+                for (each,) in self._connection.execute(
+                    f"SELECT DISTINCT typeof({sql}) FROM items WHERE deleted = 0"
+                )
+            } - {"null"}
+            if kinds[name] == BOOL:
+                types[name] = "bool"
+            elif "text" in found:
+                types[name] = "string"
+            elif found:
+                types[name] = "int64" if found == {"integer"} else "double"
+        return types
+
     def items_by_id(self, ids: Sequence[int]) -> dict[int, Item]:
         """Return items by id. Removed and unknown ids are left out."""
         return {item.id: item for item in self._items_with("id", ids)}
@@ -331,15 +352,17 @@ class CatalogueReader:
         are_bools = [kinds[name] == BOOL for name in names]
         # Qualified by the table, since SQLite takes a quoted name that is not a column for text.
         metadata_columns = [f"items.{quoted(column)}" for column in names.values()]
-        columns = ", ".join(["id", "key", "source", "width", "height", *metadata_columns])
+        added = "added" if self.has_column("added") else "NULL"
+        columns = ", ".join(["id", "key", "source", "width", "height", added, *metadata_columns])
         items: list[Item] = []
-        for item_id, key, source, width, height, *values in self._connection.execute(
+        for item_id, key, source, width, height, added_at, *values in self._connection.execute(
             f"SELECT {columns} FROM items WHERE {condition}", parameters
         ):
             if not (
                 isinstance(key, str)
                 and isinstance(source, str)
                 and {type(width), type(height)} <= SIDES
+                and isinstance(added_at, str | None)
             ):
                 raise DamagedCatalogue(f"item {item_id} has a key or size of a wrong type")
             metadata = {
@@ -355,6 +378,7 @@ class CatalogueReader:
                     width=width,
                     height=height,
                     metadata=metadata,
+                    added=added_at,
                 )
             )
         return items

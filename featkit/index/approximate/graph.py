@@ -19,6 +19,7 @@ import numpy as np
 
 from featkit.errors import InputError
 from featkit.index.bounded_faiss import faiss, shared_processors
+from featkit.paths import text_path
 
 LINKS = 16  # per node; twice that at the base
 EF_CONSTRUCTION = 80
@@ -41,7 +42,8 @@ class Graph:
         The file is immutable, so its pages are shared between processes and read when needed.
         """
         try:
-            return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
+            with text_path(path) as text:
+                return cls(faiss.read_index(text, faiss.IO_FLAG_MMAP_IFC))
         except RuntimeError as error:
             raise InputError(
                 f"{path} is damaged or missing; run `featkit compact` to build it again."
@@ -113,14 +115,16 @@ def _levels(count: int) -> np.ndarray:
 def write_graph(graph: Any, path: Path) -> None:
     """Write FAISS's index as a file. OSError if that fails."""
     try:
-        faiss.write_index(graph, str(path))
+        with text_path(path) as text:
+            faiss.write_index(graph, text)
     except RuntimeError as error:  # FAISS does not say why: the disk is full or the path is wrong
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def read_partial(path: Path) -> Any:
     """Read FAISS's index into memory, to continue it. RuntimeError if it is not one."""
-    return faiss.read_index(str(path))
+    with text_path(path) as text:
+        return faiss.read_index(text)
 
 
 def bytes_per_vector(width: int) -> int:

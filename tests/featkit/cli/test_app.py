@@ -35,6 +35,7 @@ SUBCOMMANDS = [
     ["search"],
     ["list"],
     ["remove"],
+    ["export-vectors"],
     ["demo"],
     ["serve"],
     *(["evaluate", yardstick] for yardstick in ("copies", "knn", "linear", "retrieval")),
