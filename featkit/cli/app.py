@@ -65,6 +65,12 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
         "featkit.cli.search:search",
         "Find the images of an index most similar to one of yours.",
     ),
+    (
+        "Use",
+        "duplicates",
+        "featkit.cli.duplicates:duplicates",
+        "List the images of an index that show the same.",
+    ),
     ("Use", "list", "featkit.cli.list_items:list_items", "Print the images of an index."),
     ("Use", "remove", "featkit.cli.remove:remove", "Remove images from an index."),
     (

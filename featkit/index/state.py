@@ -20,7 +20,7 @@ from featkit.index.arguments import (
     whole_number,
 )
 from featkit.index.records import Hit, Item, NoSuchItem
-from featkit.index.searcher import Searcher
+from featkit.index.searcher import Neighbors, Searcher
 from featkit.index.tables import MAX_INTEGER, CatalogueReader, DamagedCatalogue, StateKey
 from featkit.index.vectors import ChecksummedRows, FileRows, Signature
 
@@ -121,14 +121,10 @@ class IndexState:
         return self._nearest(queries, k, where)
 
     def _nearest(self, queries: np.ndarray, k: int, where: str | None) -> list[list[Hit]]:
-        rows = ChecksummedRows(self.vectors.rows)
-        allowed = self._allowed(where)
-        results = self.vectors.searcher.search(queries, rows, k=k, allowed=allowed)
+        results = self.nearest(queries, k=k, where=where)
         if not results:
             return []
-        ids = np.unique(np.concatenate([neighbors.ids for neighbors in results])).tolist()
-        self._verify(rows, ids)
-        items = self._items(ids)
+        items = self._items(np.unique(np.concatenate([each.ids for each in results])).tolist())
         return [
             [
                 Hit.of(items[item_id], score)
@@ -138,6 +134,15 @@ class IndexState:
             ]
             for neighbors in results
         ]
+
+    def nearest(self, queries: np.ndarray, *, k: int, where: str | None = None) -> list[Neighbors]:
+        """Return ids and scores of the k items nearest to each of several vectors (Q, D)."""
+        rows = ChecksummedRows(self.vectors.rows)
+        allowed = self._allowed(where)
+        results = self.vectors.searcher.search(queries, rows, k=k, allowed=allowed)
+        if results:
+            self._verify(rows, np.unique(np.concatenate([each.ids for each in results])).tolist())
+        return results
 
     def _allowed(self, where: str | None) -> np.ndarray:
         """Return which ids are live and match a filter, (N,) bool."""

@@ -33,6 +33,7 @@ SUBCOMMANDS = [
     ["sync"],
     ["compact"],
     ["search"],
+    ["duplicates"],
     ["list"],
     ["remove"],
     ["export-vectors"],

@@ -1,0 +1,86 @@
+"""Edited copies agree in their pixels, and other images do not."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featkit.duplicates.look import SAME, Look, _best_position, agreement
+from featkit.evaluate.edits import SINGLE_EDITS, apply_edits, draw_single
+from tests.featkit.duplicates.conftest import copy_of, scene
+
+
+def look(image: Image.Image) -> Look:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "JPEG", quality=90)
+    return Look.of(buffer.getvalue())
+
+
+@pytest.mark.parametrize("edit", SINGLE_EDITS)
+def test_each_edit_is_seen_through(edit: str) -> None:
+    for seed in range(5):
+        copy = apply_edits(scene(seed), (draw_single(edit, seed=0, key=str(seed)),))
+        assert agreement(look(scene(seed)), look(copy)) >= SAME, (edit, seed)
+
+
+def test_copies_agree_more_than_strangers() -> None:
+    copies = [agreement(look(scene(seed)), look(copy_of(seed))) for seed in range(20)]
+    strangers = [agreement(look(scene(seed)), look(scene(seed + 1))) for seed in range(20)]
+    assert np.mean(np.array(copies) >= SAME) >= 0.8
+    assert np.mean(np.array(strangers) >= SAME) <= 0.05
+
+
+def test_the_order_of_two_images_does_not_matter() -> None:
+    first, second = look(scene(1)), look(copy_of(1))
+    assert agreement(first, second) == pytest.approx(agreement(second, first))
+
+
+def test_the_search_ends_when_enough_is_reached() -> None:
+    whole = agreement(look(scene(2)), look(scene(2)))
+    early = agreement(look(scene(2)), look(scene(2)), enough=0.5)
+    assert 0.5 <= early <= whole
+    assert whole == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [("gray", "gray", 1.0), ("black", "white", 0.0)],
+)
+def test_plain_images_are_equal_if_their_gray_is(first: str, second: str, expected: float) -> None:
+    images = [Image.new("RGB", (64, 48), color) for color in (first, second)]
+    assert agreement(look(images[0]), look(images[1])) == expected
+    assert agreement(look(images[0]), look(scene(0))) == 0.0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (300, 2), (2, 300), (5000, 40)])
+def test_extreme_shapes_are_compared(size: tuple[int, int]) -> None:
+    image = scene(3).resize(size)
+    assert 0 <= agreement(look(image), look(scene(3))) <= 1.01
+    assert 0 <= agreement(look(image), look(image)) <= 1.01
+
+
+def test_a_plain_region_next_to_detail_does_not_exceed_1() -> None:
+    image = Image.new("RGB", (256, 192), "white")
+    image.paste(scene(4).resize((60, 60)), (10, 10))
+    for seed in range(10):
+        assert agreement(look(image), look(scene(seed))) <= 1.001
+
+
+def test_the_correlation_equals_a_plain_loop() -> None:
+    view = np.random.default_rng(0).uniform(0, 255, (20, 24)).astype(np.float32)
+    image = Image.fromarray(view[4:18, 6:20].astype(np.uint8))
+    best = 0.0
+    for scale in [0.92**step for step in range(12)]:
+        w = h = round(14 * min(24 / 14, 20 / 14) * scale)
+        if w < 10:
+            break
+        pixels = np.asarray(image.resize((w, h), Image.Resampling.BOX), np.float64)
+        for template in (pixels, pixels[:, ::-1]):
+            for top in range(20 - h + 1):
+                for left in range(24 - w + 1):
+                    window = view[top : top + h, left : left + w].astype(np.float64)
+                    best = max(best, np.corrcoef(window.ravel(), template.ravel())[0, 1])
+    assert _best_position(view, image, 0) == pytest.approx(best, abs=1e-4)
