@@ -1,0 +1,270 @@
+"""Search of a large index: exact, featkit's graph, and other libraries, in one run.
+
+The vectors are those of shared/data/vectors.py, 384 wide; queries are new points of the same world.
+Each structure is built in a process of its own, whose peak memory is measured. Each is tuned to its
+own smallest efSearch whose recall@10 is at least 0.95, by the lower end of the 95 % interval. Then
+all answer the same queries in turn: batches on all CPUs, and single queries.
+
+Run: python tests/benchmarks/bench_large_index.py [--count 1000000] [--room FOLDER] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+
+from featkit.index import Index
+from featkit.index.approximate.building import compact
+from featkit.index.approximate.generation import SETTING, Generation
+from featkit.index.approximate.tuning import Truth, lower_end, recalls
+from featkit.index.bounded_faiss import faiss
+from featkit.index.exact import exact_search
+from featkit.index.searcher import Neighbors
+from tests.benchmarks.photos import data_folder
+from tests.benchmarks.record import write_result
+from tests.model_files import make_model_file
+
+WIDTH, K, TARGET = 384, 10, 0.95
+NUM_QUERIES, NUM_SINGLE, ROUNDS = 1000, 300, 5
+EFS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
+ADDED_AT_ONCE = 20_000
+FEATKIT, FAISS, USEARCH = "featkit graph", "FAISS HNSW32,SQ8", "usearch i8"
+
+Search = Callable[[np.ndarray], list[Neighbors]]
+
+
+def vectors_of(count: int, *, split: int) -> np.ndarray:
+    """Return made-up embeddings (count, WIDTH) float32."""
+    spec = spec_from_file_location("vectors", data_folder() / "vectors.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made: np.ndarray = module.embeddings(count, WIDTH, split=split)
+    return made
+
+
+def make_index(room: Path, count: int) -> Path:
+    """Make the index with all vectors, unless it is there."""
+    path = room / f"{count}.index"
+    if not path.exists():
+        model = make_model_file(room / "m.onnx", width=WIDTH)
+        vectors = vectors_of(count, split=0)
+        with Index.create(path, model=model) as index:
+            for start in range(0, count, ADDED_AT_ONCE):
+                part = vectors[start : start + ADDED_AT_ONCE]
+                index.add([f"{start + i}.jpg" for i in range(len(part))], part)
+    return path
+
+
+# Builds, each in a process of its own -----------------------------------------------------------
+
+
+def build_featkit(index: Path, _file: Path) -> None:
+    """Build featkit's graph in the index."""
+    with Index.open(index) as opened:
+        compact(opened, target=TARGET, allow_low_recall=True)
+
+
+def build_faiss(index: Path, file: Path) -> None:
+    """Build the graph that others build: twice the links, codes of 8 bits."""
+    vectors = _all_vectors(index)
+    built: Any = faiss.index_factory(WIDTH, "HNSW32,SQ8", faiss.METRIC_INNER_PRODUCT)
+    built.train(vectors[:: max(1, len(vectors) // 50_000)])
+    built.add(vectors)
+    faiss.write_index(built, str(file))
+
+
+def build_usearch(index: Path, file: Path) -> None:
+    """Build usearch's graph over codes of 8 bits."""
+    from usearch.index import Index as Usearch  # type: ignore[import-not-found]
+
+    vectors = _all_vectors(index)
+    built = Usearch(ndim=WIDTH, metric="cos", dtype="i8", connectivity=16, expansion_add=128)
+    built.add(np.arange(len(vectors)), vectors)
+    built.save(str(file))
+
+
+BUILDERS = {FEATKIT: build_featkit, FAISS: build_faiss, USEARCH: build_usearch}
+
+
+def _all_vectors(index: Path) -> np.ndarray:
+    return np.fromfile(index / "vectors.f32", np.float32).reshape(-1, WIDTH)
+
+
+def build(method: str, index: Path, file: Path) -> dict[str, float]:
+    """Build in a child process; return its seconds and its peak memory in MB."""
+    words = [sys.executable, __file__, "--build", method, str(index), str(file)]
+    started = time.perf_counter()
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    return {"build s": round(seconds, 1), "build peak MB": json.loads(done.stdout)}
+
+
+# Searches -----------------------------------------------------------------------------------------
+
+
+def search_by_faiss(built: Any, ef: int) -> Search:
+    """Return a search of a FAISS graph."""
+    parameters = faiss.SearchParametersHNSW(efSearch=ef)  # type: ignore[attr-defined]
+
+    def search(queries: np.ndarray) -> list[Neighbors]:
+        scores, ids = built.search(queries, K, params=parameters)
+        return [Neighbors(*row) for row in zip(ids, scores, strict=True)]
+
+    return search
+
+
+def search_by_usearch(built: Any, ef: int) -> Search:
+    """Return a search of usearch's graph."""
+
+    def search(queries: np.ndarray) -> list[Neighbors]:
+        built.expansion_search = ef
+        found = built.search(queries, K)
+        keys = np.atleast_2d(found.keys)
+        distances = np.atleast_2d(found.distances)
+        return [
+            Neighbors(ids.astype(np.int64), 1 - each)
+            for ids, each in zip(keys, distances, strict=True)
+        ]
+
+    return search
+
+
+def tuned(
+    make: Callable[[Any, int], Search], built: Any, truth: Truth, vectors: np.ndarray
+) -> tuple[int, Search]:
+    """Return the smallest efSearch that reaches the target, and its search."""
+    for ef in EFS:
+        search = make(built, ef)
+        if (
+            lower_end(recalls(rescored(search(truth.queries), truth, vectors), truth, k=K))
+            >= TARGET
+        ):
+            break
+    return ef, search
+
+
+def rescored(found: Sequence[Neighbors], truth: Truth, vectors: np.ndarray) -> list[Neighbors]:
+    """Return the same ids with exact scores, since codes give approximate ones."""
+    exact = []
+    for each, query in zip(found, truth.queries, strict=True):
+        ids = each.ids[each.ids >= 0]
+        exact.append(Neighbors(ids, (vectors[ids] @ query).astype(np.float32)))
+    return exact
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Time one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def compare(index: Path, room: Path, methods: Sequence[str]) -> list[dict[str, object]]:
+    """Build, tune and measure all methods; return a row for each."""
+    vectors = _all_vectors(index)
+    queries = vectors_of(NUM_QUERIES, split=1)
+    truth = Truth(queries, exact_search(queries, vectors, k=K, allowed=np.ones(len(vectors), bool)))
+    rows: dict[str, dict[str, object]] = {}
+    searches: dict[str, Search] = {}
+    raw = vectors.nbytes
+    for method in methods:
+        file = room / f"{len(vectors)}-{method.split()[0].lower()}"
+        facts: dict[str, object] = {"method": method, **build(method, index, file)}
+        if method == FEATKIT:
+            opened = Index.open(index)
+            record = Generation.from_json(
+                str(opened.read(lambda state: state.catalogue.settings()[SETTING]))
+            )
+            facts |= {"bytes": record.num_bytes + 8 * record.num_items, "efSearch": record.ef}
+            searches[method] = lambda each, opened=opened: opened.read(  # type: ignore[misc]
+                lambda state: state.nearest(each, k=K)
+            )
+        elif method == FAISS:
+            ef, searches[method] = tuned(
+                search_by_faiss, faiss.read_index(str(file)), truth, vectors
+            )
+            facts |= {"bytes": file.stat().st_size, "efSearch": ef}
+        else:
+            from usearch.index import Index as Usearch
+
+            built = Usearch(ndim=WIDTH, metric="cos", dtype="i8")
+            built.load(str(file))
+            ef, searches[method] = tuned(search_by_usearch, built, truth, vectors)
+            facts |= {"bytes": file.stat().st_size, "efSearch": ef}
+        rows[method] = facts
+    times: dict[str, list[float]] = {method: [] for method in searches}
+    for _ in range(ROUNDS):
+        for method, search in searches.items():
+            times[method].append(seconds_of(lambda search=search: search(queries)))  # type: ignore[misc]
+    for method, search in searches.items():
+        shares = recalls(rescored(search(queries), truth, vectors), truth, k=K)
+        single = sorted(
+            seconds_of(lambda search=search, query=query: search(query[None]))  # type: ignore[misc]
+            for query in queries[:NUM_SINGLE]
+        )
+        rows[method] |= {
+            "bytes / raw": round(float(str(rows[method]["bytes"])) / raw, 3),
+            "recall@10": round(float(shares.mean()), 4),
+            "at least": round(lower_end(shares), 4),
+            "queries/s": round(NUM_QUERIES / statistics.median(times[method])),
+            "p50 ms": round(1000 * single[len(single) // 2], 2),
+            "p99 ms": round(1000 * single[int(0.99 * (len(single) - 1))], 2),
+        }
+    if FAISS in times:
+        for method in times:
+            pairs = zip(times[FAISS], times[method], strict=True)
+            rows[method]["speed / FAISS"] = round(statistics.median(a / b for a, b in pairs), 2)
+    exact = [
+        seconds_of(
+            lambda: exact_search(queries[:100], vectors, k=K, allowed=np.ones(len(vectors), bool))
+        )
+        for _ in range(3)
+    ]
+    rows["exact"] = {"method": "exact, in memory", "queries/s": round(100 / min(exact))}
+    return list(rows.values())
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--room", type=Path)
+    parser.add_argument("--build", nargs=3, metavar=("METHOD", "INDEX", "FILE"))
+    parser.add_argument("--quick", action="store_true", help="try the code; figures mean nothing")
+    options = parser.parse_args(words)
+    if options.build:
+        method, index, file = options.build
+        BUILDERS[method](Path(index), Path(file))
+        print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+        return
+    count = 3000 if options.quick else options.count
+    methods = [FEATKIT, FAISS, *([USEARCH] if find_spec("usearch") else [])]
+    with tempfile.TemporaryDirectory() as temporary:
+        room = options.room or Path(temporary)
+        room.mkdir(parents=True, exist_ok=True)
+        rows = compare(make_index(room, count), room, methods)
+    for row in rows:
+        print(row)
+    write_result(f"large_index_{count}", {"count": count, "rows": rows}, keep=not options.quick)
+
+
+if __name__ == "__main__":
+    main()
