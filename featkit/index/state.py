@@ -52,7 +52,7 @@ class CommittedVectors:
         """
         rows = ChecksummedRows(self.rows)
         rows.take(np.fromiter(self.sample, np.int64, len(self.sample)))
-        self.check(rows.checksums, self.sample)
+        self.check(rows.checksums(self.sample), self.sample)
 
     def check(self, computed: Mapping[int, int], committed: Mapping[int, int]) -> None:
         """Raise InputError unless the computed checksums equal the committed ones, by id."""
@@ -206,7 +206,7 @@ class IndexState:
     def _verify(self, rows: ChecksummedRows, ids: list[int]) -> None:
         """Compare the checksums of the rows that an answer used with the committed ones."""
         if self.vectors.sample:  # empty if the index is older than checksums
-            self.vectors.check(rows.checksums, self.catalogue.checksums(ids))
+            self.vectors.check(rows.checksums(ids), self.catalogue.checksums(ids))
 
     def _items(self, ids: list[int]) -> dict[int, Item]:
         items = self.catalogue.items_by_id(ids)

@@ -19,7 +19,7 @@ import os
 import threading
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,6 +110,21 @@ class VectorFile:
                 _check_length(self.path, position, num_rows=num_rows, row_bytes=self.row_bytes)
             rest, position = rest[num_bytes:], position + num_bytes
 
+    def read_rows(self, rows: Sequence[int], places: Sequence[int], into: memoryview) -> None:
+        """Read rows that are far from each other: the i-th one to row `places[i]` of a buffer.
+
+        Raises as `read` does.
+        """
+        descriptor, size = self._descriptor, self.row_bytes
+        for row, place in zip(rows, places, strict=True):
+            target = into[place * size : (place + 1) * size]
+            try:
+                is_whole = _read_at(descriptor, target, row * size) == size
+            except OSError:
+                is_whole = False
+            if not is_whole:  # again, with an error message or the rest
+                self.read_bytes(row * size, target)
+
 
 class FileRows:
     """The first N rows of a vectors file, read in blocks or by id.
@@ -183,6 +198,9 @@ class FileRows:
         ordered = ids[order]
         near, piece = NEAR_BYTES // row_bytes, max(1, PIECE_BYTES // row_bytes)
         splits = (np.diff(ordered) > near) | (np.diff(ordered // piece) > 0)
+        if splits.all():  # no two rows are near each other
+            self.file.read_rows(ordered.tolist(), order.tolist(), into)
+            return taken
         bounds = [0, *(np.flatnonzero(splits) + 1).tolist(), len(order)]
         for begin, end in itertools.pairwise(bounds):
             first, last = int(ordered[begin]), int(ordered[end - 1])
@@ -199,12 +217,12 @@ class FileRows:
 
 
 class ChecksummedRows:
-    """Rows that record the checksum of each row taken: of the very bytes that an answer used."""
+    """Rows that know the checksums of the rows taken: of the very bytes that an answer used."""
 
     def __init__(self, rows: FileRows) -> None:
         self._rows = rows
         self.num_rows, self.width = rows.num_rows, rows.width
-        self.checksums: dict[int, int] = {}
+        self._taken: list[tuple[np.ndarray, np.ndarray]] = []  # ids and rows
 
     def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield blocks as `FileRows` does, without checksums."""
@@ -215,10 +233,21 @@ class ChecksummedRows:
         return self._rows.blocks_of(ids)
 
     def take(self, ids: np.ndarray) -> np.ndarray:
-        """Return rows by id, and record their checksums."""
+        """Return rows by id, and keep them for `checksums`. Do not change them."""
         taken = self._rows.take(ids)
-        self.checksums.update(zip(ids.tolist(), checksums(taken), strict=True))
+        self._taken.append((ids, taken))
         return taken
+
+    def checksums(self, ids: Iterable[int]) -> dict[int, int]:
+        """Return the checksums of rows by id, of those that were taken."""
+        wanted = {*ids}
+        found: dict[int, int] = {}
+        for taken_ids, rows in self._taken:
+            for position, row_id in enumerate(taken_ids.tolist()):
+                if row_id in wanted:
+                    wanted.discard(row_id)
+                    (found[row_id],) = checksums(rows[position : position + 1])
+        return found
 
 
 class VectorWriter:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featkit.index.approximate.generation import OpenGeneration
-from featkit.index.exact import ChosenRows, exact_search, rank
+from featkit.index.exact import ArrayRows, ChosenRows, exact_search
 from featkit.index.searcher import Neighbors, Rows
 
 MAX_VIEWS = 16  # filters whose bitmaps are kept
@@ -24,18 +24,24 @@ MAX_VIEWS = 16  # filters whose bitmaps are kept
 # for a share s (measured, random filters).
 EF_POWER = -0.77
 MAX_EF = 4096
+QUERIES_AT_ONCE = 64  # their candidates' vectors are in memory at once, in float64
+MAX_OUTSIDE_BYTES = 32 * 2**20  # of rows that are not in the graph, kept for each filter
 
 
 @dataclass(frozen=True)
 class _View:
     """The rows that a filter allows: positions of the graph as a bitmap, or None for all of them,
-    and rows that are not in the graph. allowed: the filter, kept so that its id is not reused."""
+    and rows that are not in the graph. allowed: the filter, kept so that its id is not reused.
+
+    outside_rows: those rows, (n, D) float32, if they are few.
+    """
 
     allowed: np.ndarray
     num_allowed: int
     share: float  # of the graph's rows
     bits: np.ndarray | None
     outside: np.ndarray
+    outside_rows: np.ndarray | None
 
 
 class GraphSearcher:
@@ -50,43 +56,50 @@ class GraphSearcher:
         self, queries: np.ndarray, rows: Rows, *, k: int, allowed: np.ndarray
     ) -> list[Neighbors]:
         """Return about the nearest allowed rows for each query, by exact score, then smaller id."""
-        view = self._view(allowed)
+        found: list[Neighbors] = []
+        view = self._view(allowed, rows)
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            found += self._search(queries[start : start + QUERIES_AT_ONCE], rows, k=k, view=view)
+        return found
+
+    def _search(self, queries: np.ndarray, rows: Rows, *, k: int, view: _View) -> list[Neighbors]:
         record = self.generation.record
         num_inside = view.num_allowed - len(view.outside)
         ef = min(MAX_EF, round(record.ef * view.share**EF_POWER)) if view.share else MAX_EF
         if self._scanning_costs_less(num_inside, view.share) or k > ef:
-            return exact_search(queries, rows, k=k, allowed=allowed)
+            return exact_search(queries, rows, k=k, allowed=view.allowed)
         num_candidates = min(max(record.num_candidates, 2 * k), len(self.generation.ids))
         positions = self.generation.graph.search(
             queries, num_candidates=num_candidates, ef=ef, bits=view.bits
         )
-        others = exact_search(
-            queries, ChosenRows(rows, view.outside), k=k, allowed=np.ones(len(view.outside), bool)
-        )
-        found = [
-            self._merged(query, rows, each[each >= 0], view.outside[other.ids], k=k)
-            for query, each, other in zip(queries, positions, others, strict=True)
-        ]
+        others = self._outside(queries, rows, k=k, view=view)
+        found = rank_all(queries, rows, self.generation.ids, positions, others, k=k)
         short = [i for i, each in enumerate(found) if len(each.ids) < min(k, view.num_allowed)]
         if short:
-            exact = exact_search(queries[short], rows, k=k, allowed=allowed)
+            exact = exact_search(queries[short], rows, k=k, allowed=view.allowed)
             for i, each in zip(short, exact, strict=True):
                 found[i] = each
         return found
 
-    def _merged(
-        self, query: np.ndarray, rows: Rows, positions: np.ndarray, others: np.ndarray, *, k: int
-    ) -> Neighbors:
-        ids = np.concatenate([self.generation.ids[positions], others])
-        ranked = rank(query, rows, ids)
-        return Neighbors(ranked.ids[:k], ranked.scores[:k], is_exact=False)
+    def _outside(self, queries: np.ndarray, rows: Rows, *, k: int, view: _View) -> list[np.ndarray]:
+        """Return the ids of the k nearest rows that are not in the graph, for each query."""
+        if len(view.outside) == 0:
+            return [view.outside] * len(queries)
+        everything = np.ones(len(view.outside), bool)
+        outside: Rows = (
+            ChosenRows(rows, view.outside)
+            if view.outside_rows is None
+            else ArrayRows(view.outside_rows)
+        )
+        found = exact_search(queries, outside, k=k, allowed=everything)
+        return [view.outside[each.ids] for each in found]
 
     def _scanning_costs_less(self, num_inside: int, share: float) -> bool:
         measured = self.generation.record.measured
         scan_ms = num_inside * measured.exact_ns / 1e6
         return num_inside == 0 or scan_ms <= measured.p50_ms * share**EF_POWER
 
-    def _view(self, allowed: np.ndarray) -> _View:
+    def _view(self, allowed: np.ndarray, rows: Rows) -> _View:
         """Return what a filter allows; the same array is a filter that was seen before."""
         with self._lock:
             view = self._views.get(id(allowed))
@@ -94,18 +107,62 @@ class GraphSearcher:
                 self._views.move_to_end(id(allowed))
                 return view
         inside = allowed[self.generation.ids]
-        outside = allowed.copy()
-        outside[self.generation.ids] = False
+        is_outside = allowed.copy()
+        is_outside[self.generation.ids] = False
+        outside = np.flatnonzero(is_outside)
         num_inside = int(np.count_nonzero(inside))
+        are_few = len(outside) * rows.width * 4 <= MAX_OUTSIDE_BYTES
         view = _View(
             allowed=allowed,
             num_allowed=int(np.count_nonzero(allowed)),
             share=num_inside / len(inside) if len(inside) else 0.0,
             bits=None if inside.all() else np.packbits(inside, bitorder="little"),
-            outside=np.flatnonzero(outside),
+            outside=outside,
+            outside_rows=np.concatenate(
+                [np.zeros((0, rows.width), np.float32), *(b for _, b in rows.blocks_of(outside))]
+            )
+            if are_few
+            else None,
         )
         with self._lock:
             self._views[id(allowed)] = view
             while len(self._views) > MAX_VIEWS:
                 self._views.popitem(last=False)
         return view
+
+
+def rank_all(
+    queries: np.ndarray,
+    rows: Rows,
+    graph_ids: np.ndarray,
+    positions: np.ndarray,
+    others: list[np.ndarray],
+    *,
+    k: int,
+) -> list[Neighbors]:
+    """Return the k best candidates of each query by exact score, then smaller id.
+
+    positions: (Q, R) in the graph, -1 for none. others: further ids of each query. The scores are
+    those of `exact.rank`, computed for all queries at once.
+    """
+    ids = np.where(positions >= 0, graph_ids[positions], -1)
+    most = max((len(each) for each in others), default=0)
+    further = np.full((len(queries), most), -1, np.int64)
+    for row, each in zip(further, others, strict=True):
+        row[: len(each)] = each
+    ids = np.concatenate([ids, further], axis=1)
+    unique, inverse = np.unique(ids, return_inverse=True)
+    skipped = int(len(unique) > 0 and unique[0] == -1)
+    taken = rows.take(unique[skipped:]).astype(np.float64)
+    if len(taken) == 0:
+        taken = np.zeros((1, rows.width))
+    vectors = taken[np.maximum(inverse.reshape(ids.shape) - skipped, 0)]  # (Q, R, D)
+    scores = np.einsum("qrd,qd->qr", vectors, queries.astype(np.float64)).astype(np.float32)
+    scores[ids < 0] = -np.inf
+    order = np.lexsort((ids, -scores), axis=1)[:, :k]
+    ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+    counts = np.count_nonzero(ids >= 0, axis=1).tolist()
+    return [
+        Neighbors(ids[i, :count], scores[i, :count], is_exact=False)
+        for i, count in enumerate(counts)
+    ]

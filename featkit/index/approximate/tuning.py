@@ -18,7 +18,8 @@ import numpy as np
 
 from featkit.index.approximate.generation import Measured
 from featkit.index.approximate.graph import Graph
-from featkit.index.exact import ChosenRows, exact_search, rank
+from featkit.index.approximate.searching import rank_all
+from featkit.index.exact import ChosenRows, exact_search
 from featkit.index.searcher import Neighbors, Rows
 
 K = 10
@@ -48,10 +49,7 @@ def search(
 ) -> list[Neighbors]:
     """Search a graph as GraphSearcher does, without a filter."""
     positions = graph.search(queries, num_candidates=num_candidates, ef=ef)
-    return [
-        rank(query, rows, ids[each[each >= 0]])
-        for query, each in zip(queries, positions, strict=True)
-    ]
+    return rank_all(queries, rows, ids, positions, [ids[:0]] * len(queries), k=num_candidates)
 
 
 def recalls(found: list[Neighbors], truth: Truth, *, k: int) -> np.ndarray:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from featkit.index import Hit, Index
 from featkit.index.approximate import building
-from featkit.index.approximate.searching import GraphSearcher
+from featkit.index.approximate.searching import GraphSearcher, rank_all
+from featkit.index.exact import ArrayRows, rank
 from tests.featkit.index.approximate.conftest import NUM_ITEMS, clumped
 
 
@@ -119,6 +122,32 @@ def test_equal_vectors_beyond_a_nodes_links_are_found(tmp_path: Path, model: Pat
     assert len(hits) == 50
     assert {hit.score for hit in hits} == {hits[0].score}
     assert hits[0].score == pytest.approx(1, abs=1e-6)
+
+
+@given(
+    num_queries=st.integers(1, 5),
+    num_candidates=st.integers(1, 12),
+    k=st.integers(1, 15),
+    seed=st.integers(0, 1000),
+)
+def test_candidates_are_ranked_as_one_query_at_a_time(
+    num_queries: int, num_candidates: int, k: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = clumped(60, width=48)
+    vectors[30:40] = vectors[30]  # equal scores
+    rows, graph_ids = ArrayRows(vectors), np.sort(rng.choice(50, 40, replace=False))
+    queries = clumped(num_queries, seed=seed, width=48)
+    positions = np.stack(
+        [rng.choice(40, num_candidates, replace=False) for _ in range(num_queries)]
+    )
+    positions[rng.random(positions.shape) < 0.2] = -1
+    others = [rng.choice(range(50, 60), rng.integers(0, 4), replace=False) for _ in queries]
+    found = rank_all(queries, rows, graph_ids, positions, others, k=k)
+    for query, each, ids, further in zip(queries, found, positions, others, strict=True):
+        wanted = rank(query, rows, np.concatenate([graph_ids[ids[ids >= 0]], further]))
+        assert each.ids.tolist() == wanted.ids[:k].tolist()
+        assert each.scores.tobytes() == wanted.scores[:k].tobytes()
 
 
 def test_one_opened_generation_serves_all_states(index: Path) -> None:
