@@ -47,8 +47,9 @@ def index(
     from featkit.backends import Run
     from featkit.embeddings import Embeddings
     from featkit.index import Index
+    from featkit.sources.base import PARQUET_SUFFIXES, suffix_of
 
-    if embeddings.is_file():
+    if embeddings.is_file() and suffix_of(embeddings.name) in PARQUET_SUFFIXES:
         _index_file(embeddings, out, model, quiet=quiet, json_=json_)
         return
     if model is not None:
