@@ -11,26 +11,29 @@ from featkit.cli.item_table import in_json, shown_metadata, shown_size
 from featkit.cli.options import AsJson, Where
 from featkit.errors import InputError
 from featkit.extras import need_extra
-from featkit.wording import counted
+from featkit.wording import counted, typed
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from featkit.index import Hit, Index, IndexState
+    from featkit.index import Hit, Index, IndexState, Refinement
 
 
 def search(
     index: Path,
-    image: Path,
     /,
-    *,
+    *images: Path,
+    minus: Annotated[list[Path] | None, Parameter(negative=())] = None,
     k: Annotated[int, Parameter(name=["--k", "-k"])] = 10,
     where: Where = None,
+    min_score: float | None = None,
+    expand: int = 0,
+    diversity: float = 0.0,
     page: Path | None = None,
     open_: bool = False,
     json_: AsJson = False,
 ) -> None:
-    """Print the K images of INDEX most similar to IMAGE, best first.
+    """Print the K images of INDEX most similar to an image, or to several together, best first.
 
     The score is the cosine similarity of the two vectors; 1 means that they are equal.
 
@@ -42,18 +45,31 @@ def search(
     ----------
     index
         A folder from `featkit index`.
-    image
-        An image file of any format that Pillow opens.
+    images
+        Image files of any format that Pillow opens. Several are one query: what they have in
+        common.
+    minus
+        An image to lead away from. Can be repeated.
     k
         How many images to print.
+    min_score
+        Leave out images with a lower score.
+    expand
+        Search again with the query moved towards its first EXPAND hits, such as 5.
+    diversity
+        From 0 to 1: with more, images that are like earlier ones come later.
     page
         Also write the results to this HTML file, with the images embedded in it.
     open_
         Open the HTML page in the browser. Without --page, it is a temporary file.
     """
     need_extra("cpu", "faiss", "onnxruntime")
-    from featkit.index import Index
+    from featkit.index import Index, Refinement
+    from featkit.index.refining import combined
 
+    if not images:
+        raise InputError(f"featkit search takes an image: featkit search {typed(index)} query.jpg")
+    refine = Refinement(min_score=min_score, expand=expand, diversity=diversity)
     with Index.open(index) as opened:
         num_items = len(opened)
         if num_items == 0:
@@ -65,14 +81,20 @@ def search(
             # mkdtemp's folder is private to this user.
             page = Path(tempfile.mkdtemp(prefix="featkit-search-")) / "results.html"
         num_matching = opened.count(where)
-        vectors = opened.embedder.embed(image)
-        hits = opened.read(lambda state: _search(opened, state, image, vectors, k, where, page))
+        vectors = opened.embedder.embed([*images, *(minus or ())])
+        if len(vectors) > 1:
+            weights = [1.0] * len(images) + [-1.0] * len(minus or ())
+            vectors = combined(vectors, weights)[None]
+        hits = opened.read(
+            lambda state: _search(opened, state, images[0], vectors, k, where, refine, page)
+        )
     if json_:
         print_json([in_json(hit) for hit in hits])
     else:
         if where is not None:
             stdout().print(f"{counted(num_matching, 'image')} of {num_items:,} match.")
-        _print_hits(f"Most similar to {image}", hits)
+        others = [f"minus {each}" for each in minus or ()]
+        _print_hits(f"Most similar to {', '.join([*map(str, images), *others])}", hits)
     if page is not None and not json_:
         stdout().print(f"Page: {page}")
     if page is not None and open_:
@@ -86,10 +108,11 @@ def _search(
     vectors: "np.ndarray",
     k: int,
     where: str | None,
+    refine: "Refinement",
     page: Path | None,
 ) -> "list[Hit]":
     """Search, and write the page from the same state."""
-    (hits,) = state.search(vectors=vectors, k=k, where=where)
+    (hits,) = state.search(vectors=vectors, k=k, where=where, refine=refine)
     if page is not None:
         from featkit.cli.result_page import write_result_page
 

@@ -18,7 +18,18 @@ from __future__ import annotations
 from featkit.index.compatibility import Proof
 from featkit.index.index import Index
 from featkit.index.records import AddReport, Hit, Item, NoSuchItem
+from featkit.index.refining import Refinement
 from featkit.index.state import IndexState
 from featkit.index.where import FilterError
 
-__all__ = ["AddReport", "FilterError", "Hit", "Index", "IndexState", "Item", "NoSuchItem", "Proof"]
+__all__ = [
+    "AddReport",
+    "FilterError",
+    "Hit",
+    "Index",
+    "IndexState",
+    "Item",
+    "NoSuchItem",
+    "Proof",
+    "Refinement",
+]

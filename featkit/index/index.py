@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar, overload
@@ -23,7 +23,8 @@ from featkit.index.catalogue import Catalogue
 from featkit.index.compatibility import MODEL_FILE, Proof, write_proofs
 from featkit.index.reading import IndexReader
 from featkit.index.records import AddReport, Hit, Item, NewItem, Value
-from featkit.index.state import IndexState
+from featkit.index.refining import Refinement, combined
+from featkit.index.state import NO_REFINEMENT, IndexState
 from featkit.index.writing import IndexWriter
 from featkit.modelfile import Manifest, copy_model_file, read_manifest
 from featkit.sources.keys import twins
@@ -182,48 +183,78 @@ class Index:
     # Searching ------------------------------------------------------------------------------------
 
     @overload
-    def search(self, image: ImageLike, *, k: int = ..., where: str | None = ...) -> list[Hit]: ...
-    @overload
-    def search(self, *, item: int, k: int = ..., where: str | None = ...) -> list[Hit]: ...
+    def search(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        *,
+        weights: Sequence[float] | None = ...,
+        k: int = ...,
+        where: str | None = ...,
+        refine: Refinement = ...,
+    ) -> list[Hit]: ...
     @overload
     def search(
-        self, *, vectors: np.ndarray, k: int = ..., where: str | None = ...
+        self, *, item: int, k: int = ..., where: str | None = ..., refine: Refinement = ...
+    ) -> list[Hit]: ...
+    @overload
+    def search(
+        self,
+        *,
+        vectors: np.ndarray,
+        k: int = ...,
+        where: str | None = ...,
+        refine: Refinement = ...,
     ) -> list[list[Hit]]: ...
     def search(
         self,
-        image: ImageLike | None = None,
+        image: ImageLike | Sequence[ImageLike] | None = None,
         *,
+        weights: Sequence[float] | None = None,
         item: int | None = None,
         vectors: np.ndarray | None = None,
         k: int = 10,
         where: str | None = None,
+        refine: Refinement = NO_REFINEMENT,
     ) -> list[Hit] | list[list[Hit]]:
         """Return the k items nearest to an image, to an item, or to each of several vectors.
 
         Give exactly one of these:
 
-        image: a path, bytes, a Pillow image or an array.
+        image: a path, bytes, a Pillow image or an array; or several with `weights`, as one query: a
+            positive weight leads towards an image, a negative one away from it.
         item: the id of an item, which is usually its own first hit.
         vectors: (n, D) float32 of unit length. The result is then one list of hits per vector.
 
         where: a filter, such as "label = 'cat' and width >= 640"; only items that match are hits.
 
+        refine: a least score, query expansion or diversity.
+
         Hits are sorted by score, and equal scores by age, oldest first. There are fewer than k only
-        if fewer items match. InputError if the query cannot be used or k is below 1; NoSuchItem, an
-        InputError, if there is no such item; FilterError, an InputError, for a wrong filter.
+        if fewer items match, or reach the least score. InputError if the query cannot be used or k
+        is below 1; NoSuchItem, an InputError, if there is no such item; FilterError, an InputError,
+        for a wrong filter.
         """
         one_query(image=image, item=item, vectors=vectors)
         k = whole_number(k, "k", least=1)
         if item is not None:
-            return self.read(lambda state: state.search(item=item, k=k, where=where))
+            return self.read(lambda state: state.search(item=item, k=k, where=where, refine=refine))
         if vectors is not None:
-            return self.read(lambda state: state.search(vectors=vectors, k=k, where=where))
+            return self.read(
+                lambda state: state.search(vectors=vectors, k=k, where=where, refine=refine)
+            )
         assert image is not None
         self.read(lambda state: state.count(where))  # refuses a wrong filter before the work
         query = self.embedder.embed(image)
+        if weights is not None:
+            query = combined(query, weights)[None]
         if len(query) != 1:
-            raise InputError(f"search takes one image at a time; {len(query):,} images were given.")
-        return self.read(lambda state: state.search(vectors=query, k=k, where=where))[0]
+            raise InputError(
+                f"search takes one image at a time; {len(query):,} images were given. With weights,"
+                " they are one query."
+            )
+        return self.read(
+            lambda state: state.search(vectors=query, k=k, where=where, refine=refine)
+        )[0]
 
     @property
     def embedder(self) -> Embedder:

@@ -20,6 +20,7 @@ from featkit.index.arguments import (
     whole_number,
 )
 from featkit.index.records import Hit, Item, NoSuchItem
+from featkit.index.refining import POOL, Refinement, diverse, expanded
 from featkit.index.searcher import Neighbors, Searcher
 from featkit.index.tables import MAX_INTEGER, CatalogueReader, DamagedCatalogue, StateKey
 from featkit.index.vectors import ChecksummedRows, FileRows, Signature
@@ -27,6 +28,7 @@ from featkit.index.vectors import ChecksummedRows, FileRows, Signature
 # When the files have changed, the checksums of this many committed vectors are compared: the
 # first, the last and evenly spread ones between.
 SAMPLE_SIZE = 32
+NO_REFINEMENT = Refinement()
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,17 @@ class IndexState:
         return isinstance(key, str) and bool(self.catalogue.items_by_key([key]))
 
     @overload
-    def search(self, *, item: int, k: int = ..., where: str | None = ...) -> list[Hit]: ...
+    def search(
+        self, *, item: int, k: int = ..., where: str | None = ..., refine: Refinement = ...
+    ) -> list[Hit]: ...
     @overload
     def search(
-        self, *, vectors: np.ndarray, k: int = ..., where: str | None = ...
+        self,
+        *,
+        vectors: np.ndarray,
+        k: int = ...,
+        where: str | None = ...,
+        refine: Refinement = ...,
     ) -> list[list[Hit]]: ...
     def search(
         self,
@@ -108,6 +117,7 @@ class IndexState:
         vectors: np.ndarray | None = None,
         k: int = 10,
         where: str | None = None,
+        refine: Refinement = NO_REFINEMENT,
     ) -> list[Hit] | list[list[Hit]]:
         """Return the k items nearest to an item or to each of several vectors.
 
@@ -116,12 +126,19 @@ class IndexState:
         one_query(item=item, vectors=vectors)
         k = whole_number(k, "k", least=1)
         if item is not None:
-            return self._nearest(self.vector(item)[None], k, where)[0]
+            return self._hits(self.vector(item)[None], k, where, refine)[0]
         queries = unit_vectors(vectors, width=self.width, keys=None, index=self.path)
-        return self._nearest(queries, k, where)
+        return self._hits(queries, k, where, refine)
 
-    def _nearest(self, queries: np.ndarray, k: int, where: str | None) -> list[list[Hit]]:
+    def _hits(
+        self, queries: np.ndarray, k: int, where: str | None, refine: Refinement
+    ) -> list[list[Hit]]:
         results = self.nearest(queries, k=k, where=where)
+        if refine != NO_REFINEMENT:
+            results = [
+                self._refined(query, each, k, where, refine)
+                for query, each in zip(queries, results, strict=True)
+            ]
         if not results:
             return []
         items = self._items(np.unique(np.concatenate([each.ids for each in results])).tolist())
@@ -134,6 +151,29 @@ class IndexState:
             ]
             for neighbors in results
         ]
+
+    def _refined(
+        self, query: np.ndarray, found: Neighbors, k: int, where: str | None, refine: Refinement
+    ) -> Neighbors:
+        """Return the hits of one query, refined; `found` are the plain ones."""
+        if refine.changes_order and len(found.ids):
+            search_with = query
+            if refine.expand:
+                first = found.ids[: refine.expand]
+                vectors, scores = self.vectors_of(first), found.scores[: refine.expand]
+                search_with = expanded(query, vectors, scores)
+            pool = k * POOL if refine.diversity else k
+            (found,) = self.nearest(search_with[None], k=pool, where=where)
+            vectors, order_scores = self.vectors_of(found.ids), found.scores
+            scores = np.einsum("md,d->m", vectors.astype(np.float64), query.astype(np.float64))
+            found = found._replace(scores=scores.astype(np.float32))
+            if refine.diversity:
+                chosen = diverse(order_scores, vectors, k=k, diversity=refine.diversity)
+                found = found._replace(ids=found.ids[chosen], scores=found.scores[chosen])
+        if refine.min_score is not None:
+            near = found.scores >= refine.min_score
+            found = found._replace(ids=found.ids[near], scores=found.scores[near])
+        return found
 
     def nearest(self, queries: np.ndarray, *, k: int, where: str | None = None) -> list[Neighbors]:
         """Return ids and scores of the k items nearest to each of several vectors (Q, D)."""

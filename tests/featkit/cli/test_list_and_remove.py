@@ -143,3 +143,34 @@ def test_remove_needs_to_know_what(index: Path, capsys: pytest.CaptureFixture[st
     code, _, error = run(capsys, "remove", index)
     assert code == 2
     assert "takes keys or --where" in error
+
+
+def test_several_images_are_one_query(
+    index: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [drawn / "images" / f"00{i}.jpg" for i in (0, 1, 2)]
+    code, out, _ = run(
+        capsys, "search", index, *images[:2], "--minus", images[2], "--json", "-k", 6
+    )
+    assert code == 0
+    vectors = Embedder(drawn / "m.onnx").embed(images).astype(float)
+    query = vectors[0] + vectors[1] - vectors[2]
+    query /= (query**2).sum() ** 0.5
+    scores = {hit["key"]: hit["score"] for hit in json.loads(out)}
+    for i in range(3):
+        assert scores[f"00{i}.jpg"] == pytest.approx(float(vectors[i] @ query), abs=1e-5)
+    code, out, _ = run(capsys, *words)
+    title = f"Most similar to {images[0]}, {images[1]}, minus {images[2]}"
+    assert " ".join(title.split()) in " ".join(out.split())
+
+
+def test_search_leaves_out_low_scores(
+    index: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = drawn / "images" / "003.jpg"
+    code, out, _ = run(capsys, "search", index, image, "--min-score", 0.9999, "--json")
+    assert (code, [hit["key"] for hit in json.loads(out)]) == (0, ["003.jpg"])
+    code, _, error = run(capsys, "search", index)
+    assert (code, error.startswith("featkit: featkit search takes an image")) == (2, True)
+    code, _, error = run(capsys, "search", index, image, "--diversity", 2)
+    assert (code, "diversity is 2.0; it must be from 0 to 1" in error) == (2, True)

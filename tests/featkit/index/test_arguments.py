@@ -227,14 +227,14 @@ def test_a_missing_item_is_named(index: Index, number: int) -> None:
 def test_a_search_takes_one_image(index: Index) -> None:
     image = draw_image(1)
     assert len(index.search(image)) == 1
-    assert len(index.search([image])) == 1  # type: ignore[call-overload]
+    assert len(index.search([image])) == 1
     for images, words in (
         ([image, image], "2 images were given"),
         ([], "0 images were given"),
         (None, "exactly one of image, item or vectors; none was given"),
     ):
         with refused(words):
-            index.search(images)  # type: ignore[call-overload]
+            index.search(images)  # type: ignore[arg-type]
 
 
 # Metadata -----------------------------------------------------------------------------------------
