@@ -159,7 +159,7 @@ def test_several_images_are_one_query(
     scores = {hit["key"]: hit["score"] for hit in json.loads(out)}
     for i in range(3):
         assert scores[f"00{i}.jpg"] == pytest.approx(float(vectors[i] @ query), abs=1e-5)
-    code, out, _ = run(capsys, *words)
+    code, out, _ = run(capsys, "search", index, *images[:2], "--minus", images[2])
     title = f"Most similar to {images[0]}, {images[1]}, minus {images[2]}"
     assert " ".join(title.split()) in " ".join(out.split())
 
