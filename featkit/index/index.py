@@ -328,12 +328,12 @@ class Index:
         """Return the number of items, or of those that match a filter as for `search`."""
         return self.read(lambda state: state.count(where))
 
-    def sample(self, limit: int = 100, *, seed: int = 0) -> list[Item]:
-        """Return up to `limit` different items in random order.
+    def sample(self, limit: int = 100, *, seed: int = 0, where: str | None = None) -> list[Item]:
+        """Return up to `limit` different items in random order, of those that match a filter.
 
         The result is the same for the same seed and committed state.
         """
-        return self.read(lambda state: state.sample(limit, seed=seed))
+        return self.read(lambda state: state.sample(limit, seed=seed, where=where))
 
     def thumbnail(self, item_id: int) -> bytes | None:
         """Return the JPEG bytes of an item's thumbnail, or None if it has none.

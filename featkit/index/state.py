@@ -219,9 +219,12 @@ class IndexState:
         items = self._items(ids)
         return [items[item_id] for item_id in ids]
 
-    def sample(self, limit: int = 100, *, seed: int = 0) -> list[Item]:
-        """Return up to `limit` different items in random order, reproducible by the seed."""
-        live = np.flatnonzero(self.vectors.live)
+    def sample(self, limit: int = 100, *, seed: int = 0, where: str | None = None) -> list[Item]:
+        """Return up to `limit` different items in random order, reproducible by the seed.
+
+        where: a filter; only items that match it.
+        """
+        live = self.ids(where)
         positions = random.Random(seed).sample(range(len(live)), min(limit, len(live)))
         ids = live[positions].tolist()
         items = self._items(ids)

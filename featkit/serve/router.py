@@ -197,10 +197,15 @@ def sample_items(
     service: ServiceOf,
     limit: Annotated[int, Query(ge=1, le=200)] = 48,
     seed: Annotated[int, Query(ge=0, le=2**31)] = 0,
+    where: Where = None,
 ) -> schemas.ItemsAnswer:
-    """Return random items, the same for the same seed."""
+    """Return random items, the same for the same seed; `total` is the number of those that
+    match."""
+    where = where or None
     return service.ask(
-        lambda state: schemas.ItemsAnswer.of(len(state), state.sample(limit, seed=seed))
+        lambda state: schemas.ItemsAnswer.of(
+            state.count(where), state.sample(limit, seed=seed, where=where)
+        )
     )
 
 

@@ -214,3 +214,36 @@ def test_uploads_over_the_limit_are_refused(page: Page, gallery: Gallery) -> Non
     Image.new("1", (8000, 8000)).save(huge)  # 64 megapixels in a few kilobytes of PNG
     page.set_input_files("input[type=file]", huge)
     expect(page.get_by_role("alert")).to_contain_text("huge.png has 64,000,000 pixels")
+
+
+def test_a_filter_limits_the_gallery_and_the_hits(page: Page) -> None:
+    field = page.get_by_role("searchbox")
+    field.fill("folder = 'objects/mug'")
+    field.press("Enter")
+    expect(page.locator(".fk-card")).to_have_count(3)
+    assert all(name.startswith("mug") for name in names(page))
+    page.locator(".fk-card").first.click()
+    expect(page.locator("h1")).to_have_text("Nearest images")
+    expect(page.locator(".fk-card")).to_have_count(3)
+    expect(page.locator("[data-part=status]")).to_contain_text("3 of 3 images")
+    page.reload()
+    expect(page.get_by_role("searchbox")).to_have_value("folder = 'objects/mug'")
+    expect(page.locator(".fk-card")).to_have_count(3)
+    page.get_by_role("searchbox").fill("")
+    page.get_by_role("button", name="Filter", exact=True).click()
+    expect(page.locator(".fk-card").nth(5)).to_be_visible()
+    assert "where" not in page.url
+
+
+def test_a_wrong_filter_is_explained_next_to_it(page: Page) -> None:
+    page.get_by_role("searchbox").fill("foldr = 'objects/mug'")
+    page.get_by_role("button", name="Filter", exact=True).click()
+    alert = page.locator("[data-part=filterAlert]")
+    expect(alert).to_have_text(
+        "The filter `foldr = 'objects/mug'` is wrong at column 1: there is no column 'foldr'; did"
+        " you mean folder?"
+    )
+    page.get_by_role("searchbox").fill("folder = 'objects/mug'")
+    page.get_by_role("button", name="Filter", exact=True).click()
+    expect(alert).to_be_hidden()
+    expect(page.locator(".fk-card")).to_have_count(3)

@@ -31,6 +31,7 @@ class SearchPage {
     this.file = null; // the last image that the user chose; the address bar cannot hold it
     this.k = FIRST_K;
     this.seed = 0;
+    this.where = new URLSearchParams(location.search).get("where") ?? ""; // the filter, which the address bar holds
     this.total = 0;
     this.request = null;
     this.actions = {
@@ -47,6 +48,10 @@ class SearchPage {
     this.parts.file.addEventListener("change", () => this.take(this.parts.file.files[0]));
     document.addEventListener("paste", (event) => this.take(firstImage(event.clipboardData)));
     window.addEventListener("hashchange", () => this.arrived());
+    this.parts.filter.value = this.where;
+    this.parts.filterForm.addEventListener("submit", (event) => (event.preventDefault(), this.filter(this.parts.filter.value)));
+    // "search" fires for the cross in the field, which empties it.
+    this.parts.filter.addEventListener("search", () => this.parts.filter.value || this.filter(""));
     this.listenForDrops();
     this.counted = this.countImages();
     this.arrived();
@@ -83,6 +88,16 @@ class SearchPage {
     else this.go("upload");
   }
 
+  filter(where) {
+    this.where = where.trim();
+    const address = new URL(location.href);
+    if (this.where) address.searchParams.set("where", this.where);
+    else address.searchParams.delete("where");
+    history.replaceState(null, "", address);
+    this.counted = this.countImages();
+    this.arrived();
+  }
+
   go(place) {
     if (location.hash.replace("#", "") === place) return this.show();
     if (place) location.hash = place;
@@ -101,6 +116,7 @@ class SearchPage {
     this.request?.abort();
     this.request = new AbortController();
     this.complain("");
+    this.complainOfFilter("");
     this.page.dataset.state = "loading";
     const item = /^#item-(\d+)$/.exec(location.hash);
     try {
@@ -110,13 +126,15 @@ class SearchPage {
       if (!keepPlace) this.toTop();
     } catch (error) {
       if (error.name === "AbortError") return; // a newer request replaced this one
-      this.complain(error instanceof Refused ? error.message : "The server is not responding; is `featkit demo` still running?");
+      const text = error instanceof Refused ? error.message : "The server is not responding; is `featkit demo` still running?";
+      if (this.where && text.startsWith("The filter ")) this.complainOfFilter(text);
+      else this.complain(text);
     }
     this.page.dataset.state = "ready";
   }
 
   async showGallery() {
-    const answer = await this.call(`v1/sample?limit=${SAMPLE}&seed=${this.seed}`);
+    const answer = await this.call(`v1/sample?limit=${SAMPLE}&seed=${this.seed}${this.whereParameter()}`);
     this.describeQuery(null);
     this.title("Pick an image to start from", answer.total > answer.items.length ? `${answer.items.length} of ${count(answer.total)}` : count(answer.total));
     this.fill(answer.items);
@@ -126,7 +144,7 @@ class SearchPage {
 
   async showNeighbors(id) {
     const started = performance.now();
-    const answer = await this.call(`v1/items/${id}/neighbors?k=${this.k}`);
+    const answer = await this.call(`v1/items/${id}/neighbors?k=${this.k}${this.whereParameter()}`);
     this.describeQuery({ name: answer.item.key, source: thumbnailOf(answer.item), ...answer.item });
     await this.results(answer.hits, started);
   }
@@ -136,6 +154,7 @@ class SearchPage {
     const form = new FormData();
     form.append("files", file, file.name || "pasted image");
     form.append("k", String(this.k));
+    if (this.where) form.append("where", this.where);
     const [found] = (await this.call("v1/search", { method: "POST", body: form })).images;
     this.describeQuery({ name: found.name, source: URL.createObjectURL(file), width: found.width, height: found.height });
     await this.results(found.hits, started);
@@ -161,9 +180,18 @@ class SearchPage {
   async countImages() {
     const health = await fetch("healthz").then((response) => response.json()).catch(() => null);
     if (!health || typeof health.num_items !== "number") return;
-    this.total = health.num_items;
+    this.total = this.where ? await this.countMatching() : health.num_items;
     this.parts.facts.textContent = `${count(health.num_items)} · ${health.model}`;
     this.parts.facts.title = `Model fingerprint ${health.fingerprint}, run by ${health.backend}`;
+  }
+
+  async countMatching() {
+    const answer = await fetch(`v1/items?limit=1${this.whereParameter()}`).then((response) => response.json()).catch(() => null);
+    return answer && typeof answer.total === "number" ? answer.total : 0;
+  }
+
+  whereParameter() {
+    return this.where ? `&where=${encodeURIComponent(this.where)}` : "";
   }
 
   describeQuery(query) {
@@ -193,6 +221,12 @@ class SearchPage {
   complain(text) {
     this.parts.alert.textContent = text;
     this.parts.alert.hidden = !text;
+  }
+
+  complainOfFilter(text) {
+    this.parts.filterAlert.textContent = text;
+    this.parts.filterAlert.hidden = !text;
+    this.parts.filter.setAttribute("aria-invalid", String(Boolean(text)));
   }
 
   toTop() {
