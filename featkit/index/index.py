@@ -220,10 +220,12 @@ class Index:
 
         Give exactly one of these:
 
-        image: a path, bytes, a Pillow image or an array; or several with `weights`, as one query: a
-            positive weight leads towards an image, a negative one away from it.
+        image: a path, bytes, a Pillow image or an array; or a list of them, with `weights`.
         item: the id of an item, which is usually its own first hit.
         vectors: (n, D) float32 of unit length. The result is then one list of hits per vector.
+
+        weights: one for each image, which makes one query of all. A positive weight leads towards
+        an image, a negative one away from it.
 
         where: a filter, such as "label = 'cat' and width >= 640"; only items that match are hits.
 
