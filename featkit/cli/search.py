@@ -11,7 +11,7 @@ from featkit.cli.item_table import in_json, shown_metadata, shown_size
 from featkit.cli.options import AsJson, Where
 from featkit.errors import InputError
 from featkit.extras import need_extra
-from featkit.wording import counted, typed
+from featkit.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 def search(
     index: Path,
+    image: Path,
     /,
-    *images: Path,
+    *more: Path,
     minus: Annotated[list[Path] | None, Parameter(negative=())] = None,
     k: Annotated[int, Parameter(name=["--k", "-k"])] = 10,
     where: Where = None,
@@ -33,7 +34,7 @@ def search(
     open_: bool = False,
     json_: AsJson = False,
 ) -> None:
-    """Print the K images of INDEX most similar to an image, or to several together, best first.
+    """Print the K images of INDEX most similar to IMAGE, or to several together, best first.
 
     The score is the cosine similarity of the two vectors; 1 means that they are equal.
 
@@ -45,9 +46,10 @@ def search(
     ----------
     index
         A folder from `featkit index`.
-    images
-        Image files of any format that Pillow opens. Several are one query: what they have in
-        common.
+    image
+        An image file of any format that Pillow opens.
+    more
+        Further images; all together are one query, for what they have in common.
     minus
         An image to lead away from. Can be repeated.
     k
@@ -67,8 +69,7 @@ def search(
     from featkit.index import Index, Refinement
     from featkit.index.refining import combined
 
-    if not images:
-        raise InputError(f"featkit search takes an image: featkit search {typed(index)} query.jpg")
+    images = [image, *more]
     refine = Refinement(min_score=min_score, expand=expand, diversity=diversity)
     with Index.open(index) as opened:
         num_items = len(opened)

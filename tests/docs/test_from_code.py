@@ -22,7 +22,9 @@ from tests.commands import run_featkit
 def test_request_is_replaced_where_it_stands() -> None:
     source = ["# Title\n\n<!-- from code: command search -->\n\nThe end.\n"]
     insert_generated(None, "page", source)
-    assert source[0].startswith("# Title\n\n```text\nfeatkit search INDEX IMAGE [OPTIONS]\n```")
+    assert source[0].startswith(
+        "# Title\n\n```text\nfeatkit search INDEX IMAGE [MORE...] [OPTIONS]\n```"
+    )
     assert source[0].endswith("\n\nThe end.\n")
 
 
