@@ -107,6 +107,18 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
     ),
     (
         "Look",
+        "check",
+        "featkit.cli.check:check",
+        "Check that an index is sound.",
+    ),
+    (
+        "Look",
+        "repair",
+        "featkit.cli.check:repair",
+        "Repair what is damaged in an index.",
+    ),
+    (
+        "Look",
         "inspect",
         "featkit.cli.inspect:inspect",
         "Describe a file or folder that featkit wrote.",

@@ -133,6 +133,14 @@ class CatalogueReader:
             raise DamagedCatalogue(f"its count of changes is {changes!r}")
         return StateKey(str(values.get("id", "")), changes, str(values.get("commit", "")))
 
+    def quick_check(self) -> str | None:
+        """Return what SQLite finds wrong with the file's pages; None if nothing."""
+        try:
+            (found,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+        except sqlite3.DatabaseError as error:
+            return str(error)
+        return None if found == "ok" else str(found)
+
     def settings(self) -> dict[str, Value]:
         """Return all settings by name."""
         return dict(self._connection.execute("SELECT name, value FROM settings"))

@@ -43,6 +43,8 @@ SUBCOMMANDS = [
     ["verify"],
     ["bench"],
     ["report"],
+    ["check"],
+    ["repair"],
     ["inspect"],
 ]
 

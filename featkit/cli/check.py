@@ -1,0 +1,98 @@
+"""`featkit check` and `featkit repair`: whether an index is sound, and what can be repaired."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
+from featkit.cli.options import AsJson, Quiet
+from featkit.extras import need_extra
+from featkit.wording import counted
+
+if TYPE_CHECKING:
+    from featkit.index import Index
+    from featkit.index.checking import CheckReport
+
+
+def check(index: Path, /, *, quiet: Quiet = False, json_: AsJson = False) -> int:
+    """Check INDEX: its catalogue, every vector, a sample of thumbnails, and its graph.
+
+    Nothing is changed. The exit code is 1 if something is wrong.
+
+    Example: featkit check photos.index
+
+    Parameters
+    ----------
+    index
+        A folder from `featkit index` or `featkit sync`.
+    """
+    need_extra("cpu", "faiss")
+    from featkit.index import Index
+
+    with Index.open(index) as opened:
+        report = _checked(opened, quiet=quiet or json_)
+    if json_:
+        print_json({"index": str(index), **_in_json(report)})
+    else:
+        _print_report(report, index)
+    return 1 if report.problems else 0
+
+
+def repair(index: Path, /, *, quiet: Quiet = False, json_: AsJson = False) -> int:
+    """Repair INDEX as far as possible, and list what is left.
+
+    Images with a damaged vector are removed, and `featkit sync` embeds them again. A damaged graph
+    is built again. The exit code is 1 if something is still wrong.
+
+    Example: featkit repair photos.index
+
+    Parameters
+    ----------
+    index
+        A folder from `featkit index` or `featkit sync`.
+    """
+    need_extra("cpu", "faiss")
+    from featkit.index import Index
+    from featkit.index.checking import repair as repair_index
+
+    with Index.open(index, writable=True) as opened:
+        done = repair_index(opened, _checked(opened, quiet=quiet or json_))
+        report = _checked(opened, quiet=True)
+    if json_:
+        print_json({"index": str(index), "done": done, **_in_json(report)})
+    else:
+        for line in done:
+            stdout().print(f"{line[0].upper()}{line[1:]}.")
+        _print_report(report, index)
+    return 1 if report.problems else 0
+
+
+def _checked(index: Index, *, quiet: bool) -> CheckReport:
+    from featkit.index.checking import check as check_index
+
+    with ProgressReporter("checking", total=len(index), unit="vectors", quiet=quiet) as progress:
+        return check_index(index, on_progress=progress)
+
+
+def _in_json(report: CheckReport) -> dict[str, object]:
+    return {
+        "items": report.num_items,
+        "sampled_thumbnails": report.num_sampled,
+        "problems": [asdict(problem) for problem in report.problems],
+    }
+
+
+def _print_report(report: CheckReport, index: Path) -> None:
+    for problem in report.problems:
+        stdout().print(problem.sentence[0].upper() + problem.sentence[1:])
+        if problem.keys:
+            print_table("", ("",), [(key,) for key in problem.keys])
+        if problem.num_keys > len(problem.keys):
+            stdout().print(f"... and {problem.num_keys - len(problem.keys):,} more.")
+    if not report.problems:
+        stdout().print(
+            f"{index} is sound: {counted(report.num_items, 'vector')} and"
+            f" {counted(report.num_sampled, 'sampled thumbnail')} are as they should be."
+        )
