@@ -159,7 +159,7 @@ def images_per_call(backend: Backend, manifest: Manifest, most: int) -> int:
 
 def processor_multiplies_bf16() -> bool:
     """Return whether this CPU has instructions for bfloat16; without them it saves no time."""
-    return bool(CPU_FLAGS & set(_cpu_facts().get("flags", "").split())) and _computes_bf16()
+    return bool(CPU_FLAGS & set(cpu_facts().get("flags", "").split())) and _computes_bf16()
 
 
 def _computes_bf16() -> bool:
@@ -304,7 +304,7 @@ def _figures(entry: object) -> dict[Run, Measured]:
 
 def _machine() -> str:
     """Return what the figures depend on besides the model."""
-    processor = _cpu_facts().get("model name") or platform.processor() or platform.machine()
+    processor = cpu_facts().get("model name") or platform.processor() or platform.machine()
     installed = []
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -312,7 +312,7 @@ def _machine() -> str:
     return ", ".join([processor, counted(usable_cpus(), "processor"), *installed])
 
 
-def _cpu_facts(file: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+def cpu_facts(file: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
     """Return the properties of the first CPU by name, or {} on a system without /proc/cpuinfo."""
     try:
         first = file.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]

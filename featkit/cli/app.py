@@ -119,6 +119,12 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
     ),
     (
         "Look",
+        "doctor",
+        "featkit.cli.doctor:doctor",
+        "Examine whether this machine can run featkit.",
+    ),
+    (
+        "Look",
         "inspect",
         "featkit.cli.inspect:inspect",
         "Describe a file or folder that featkit wrote.",

@@ -374,13 +374,13 @@ def test_auto_takes_bf16_only_where_the_processor_multiplies_it(
         ("fma", True, False),
         ("amx_bf16", False, False),
     ):
-        monkeypatch.setattr(module, "_cpu_facts", lambda flags=flags: {"flags": flags})
+        monkeypatch.setattr(module, "cpu_facts", lambda flags=flags: {"flags": flags})
         monkeypatch.setattr(openvino, "has_bf16", lambda capable=capable: capable)
         assert (OPENVINO_BF16 in possible_runs(manifest)) is expected
         assert possible_runs(manifest, precision="bf16") == [OPENVINO_BF16]
     monkeypatch.setattr(openvino, "has_bf16", lambda: True)
     # no /proc: where nothing else is allowed it is taken all the same
-    monkeypatch.setattr(module, "_cpu_facts", lambda: {})
+    monkeypatch.setattr(module, "cpu_facts", lambda: {})
     assert possible_runs(manifest, accepts=lambda run: run.precision == BF16) == [OPENVINO_BF16]
     assert not cache.exists()
 

@@ -45,6 +45,7 @@ SUBCOMMANDS = [
     ["report"],
     ["check"],
     ["repair"],
+    ["doctor"],
     ["inspect"],
 ]
 
