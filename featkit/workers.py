@@ -180,8 +180,8 @@ class Workers:
             metadata = metadata_of(self.source, item)
             data = self.source.read(item)
             stamp = stamp._replace(digest=self._digest(data))
-            metadata = self._describe(data) | metadata
             decoded = self.embedder.decode(data, name=key)
+            metadata = self._describe(data) | metadata
         except InputError as error:
             message = as_text(str(error))
             return ShardRow(key=key, stamp=stamp, metadata=metadata, error=message), None

@@ -26,6 +26,7 @@ from featkit_demo.gallery import NUM_VIEWS, OBJECTS, SCENES, TEXTURES, draw_gall
 
 INDEX = "photos.index"
 NUM_INSTANCES = 2
+VERSION = "synced"  # indexes of earlier versions do not know their files
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,14 @@ def prepare_index(
     embedder = Embedder(model, threads=1)
     chosen = [] if selection.column is None else [f"column {selection.column}"]
     folder = cache / _digest(
-        str(images.resolve()), embedder.fingerprint, *_precision_of(embedder), *chosen
+        VERSION, str(images.resolve()), embedder.fingerprint, *_precision_of(embedder), *chosen
     )
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     options = SyncOptions(
         selection=dataclasses.replace(selection, own=[*selection.own, cache]),
         remove_many=True,
+        new_source=True,  # the folder's name identifies it, however it was written
         retry=retry,
         rehash=rehash,
     )

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.options import AsJson, Quiet, Rehash, Retry
 from featkit.cli.selecting import SelectionFlags, selection_of
-from featkit.errors import FeatkitError, Interrupted
+from featkit.errors import FeatkitError, InputError, Interrupted
 from featkit.extras import need_extra
 from featkit.wording import counted
 
@@ -112,6 +112,8 @@ def _watch(
     need_extra("watch", "watchfiles")
     from featkit.syncing.watching import changes_of
 
+    if not photos.exists():
+        raise InputError(f"{photos} does not exist; name a folder of images.")
     is_first = True
     for _ in changes_of(photos, own=index):
         try:

@@ -32,7 +32,7 @@ def exif_of(data: bytes, *, position: bool = False) -> dict[str, str | int | flo
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            exif = image.getexif()
+            exif = _exif_of(image)
             tags: dict[int, Any] = {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}
             gps: dict[int, Any] = exif.get_ifd(ExifTags.IFD.GPSInfo) if position else {}
     except Exception:  # Pillow raises many kinds of errors for damaged metadata
@@ -41,11 +41,20 @@ def exif_of(data: bytes, *, position: bool = False) -> dict[str, str | int | flo
     found: dict[str, str | int | float | None] = {
         "taken": _taken(tags),
         "camera": _camera(tags),
-        "orientation": orientation if orientation in range(1, 9) else None,
+        "orientation": orientation if type(orientation) is int and 1 <= orientation <= 8 else None,
         "latitude": _degrees(gps, *LATITUDE),
         "longitude": _degrees(gps, *LONGITUDE),
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _exif_of(image: Image.Image) -> Image.Exif:
+    """Return EXIF that Pillow has read with the header: its own getexif decodes a whole PNG."""
+    if image.format != "PNG":
+        return image.getexif()
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    return exif
 
 
 def _taken(tags: Mapping[int, Any]) -> str | None:

@@ -114,10 +114,14 @@ def same_item(old: Item, new: NewItem) -> bool:
     """Return whether a stored item has the source, size and metadata of a new one."""
     metadata = {name: value for name, value in new.metadata.items() if value is not None}
     return (old.source, old.width, old.height) == (new.source, new.width, new.height) and (
-        # NaN != NaN, but both have the same repr
-        old.metadata == metadata
-        or repr(sorted(old.metadata.items())) == repr(sorted(metadata.items()))
+        same_metadata(old.metadata, metadata)
     )
+
+
+def same_metadata(first: Mapping[str, Value], second: Mapping[str, Value]) -> bool:
+    """Return whether the fields and values are equal, NaN included."""
+    # NaN != NaN, but both have the same repr
+    return first == second or repr(sorted(first.items())) == repr(sorted(second.items()))
 
 
 def in_json(value: Value) -> Value:

@@ -255,6 +255,23 @@ class CatalogueReader:
             for key, size, mtime_ns, digest, error, item in rows
         }
 
+    def file_digests(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """Return the digests that `featkit sync` recorded, by key, of those that have one."""
+        if not self._has_thumbnail_table():  # format 1
+            return {}
+        return {
+            key: digest
+            for block in _blocks(keys)
+            for key, digest in self._connection.execute(
+                f"SELECT key, digest FROM files WHERE key IN ({_marks(block)})", block
+            )
+            if digest is not None
+        }
+
+    def boolean_fields(self) -> frozenset[str]:
+        """Return the names of the metadata fields that hold booleans."""
+        return frozenset(name for name, kind in self.metadata_kinds().items() if kind == BOOL)
+
     def failed_files(self) -> list[tuple[str, str]]:
         """Return key and error of the images that `featkit sync` could not embed, by key."""
         if not self._has_thumbnail_table():  # format 1

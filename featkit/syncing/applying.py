@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featkit.embeddings import SHOWN_FAILURES, ShardRow
-from featkit.embeddings.columns import as_text, metadata_of
+from featkit.embeddings.columns import Metadata, as_text, metadata_of
+from featkit.errors import InputError
 from featkit.images.exif import NAMES, exif_of
 from featkit.index import Index, IndexState
 from featkit.index.arguments import unit_vectors
@@ -35,9 +37,15 @@ def source_name(source: Source) -> str:
     return as_text(str(path.absolute().resolve()) if path.exists() else source.name)
 
 
-def own_metadata(metadata: Mapping[str, Value]) -> dict[str, Value]:
-    """Return the metadata that came from the source, without what EXIF declared."""
-    return {name: value for name, value in metadata.items() if name not in NAMES}
+def source_metadata(
+    metadata: Mapping[str, Value], supplied: Mapping[str, Value]
+) -> dict[str, Value]:
+    """Return stored metadata without what EXIF declared. supplied: what the source has now, which
+    may have fields of the same names.
+    """
+    return {
+        name: value for name, value in metadata.items() if name not in NAMES or name in supplied
+    }
 
 
 class Applier:
@@ -56,6 +64,7 @@ class Applier:
         self.name = source_name(listing.source)
         # Another image's name in another Unicode form is not a spelling of an item's key.
         self.apart = listing.items.keys()
+        self.booleans = index.read(lambda state: state.catalogue.boolean_fields())
         self.num_embedded = self.num_copied = 0
         self.failures: list[tuple[str, str]] = []  # key and reason of the first ones
 
@@ -66,9 +75,9 @@ class Applier:
         self._record(changes.touched, changes)
         # First the copies, since what follows replaces and removes items with these vectors.
         not_copied = self._copy(existing, changes)
-        self._move(changes)
+        not_moved = self._move(changes)
         self._describe(changes.described)
-        self._embed([*changes.new, *changes.changed, *not_copied])
+        self._embed([*changes.new, *changes.changed, *not_copied, *not_moved])
         self._embed(self._copy(others, changes))
         self._remove(changes.gone)
 
@@ -93,28 +102,33 @@ class Applier:
     def _copy(self, pairs: Mapping[str, str], changes: Changes) -> list[str]:
         """Add images with the vector of another with the same bytes; return those without one."""
         not_copied: list[str] = []
+        apart = {*self.apart, *changes.moved.values()}
         for block in blocks([*pairs]):
             part = {key: pairs[key] for key in block}
-            items, vectors = self.index.read(partial(self._copied, pairs=part))
+            items, vectors = self.index.read(
+                partial(self._copied, pairs=part, digests=changes.digests)
+            )
             files = {
                 item.key: self._known_file(item.key, changes.digests[item.key]) for item in items
             }
             not_copied += [key for key in block if key not in files]
-            self.index.writer().add(items, vectors, apart=self.apart, also=recording(files))
+            self.index.writer().add(items, vectors, apart=apart, also=recording(files))
             self.num_copied += len(items)
         return not_copied
 
     def _copied(
-        self, state: IndexState, pairs: Mapping[str, str]
+        self, state: IndexState, pairs: Mapping[str, str], digests: Mapping[str, bytes]
     ) -> tuple[list[NewItem], np.ndarray]:
-        """Return new items for the keys of `pairs`, with the vectors of the others."""
+        """Return new items for the keys of `pairs`, with the vectors of the others, if those still
+        have the same bytes.
+        """
         stored = state.catalogue.items_by_key([*pairs.values()])
+        recorded = state.catalogue.file_digests([*pairs.values()])
         found = {
             key: stored[other]
             for key, other in pairs.items()
-            # another item now, if a copy before has replaced it
-            if other in stored
-            and (not self._has_item(other) or self.known[other].item == stored[other].id)
+            # The other may have been replaced since, by a copy or by what its file holds now.
+            if other in stored and recorded.get(other) == digests[key]
         }
         items = [
             self._new_item(key, item, thumbnail=state.thumbnail(item.id))
@@ -136,16 +150,18 @@ class Applier:
             metadata=exif | metadata_of(self.listing.source, self.listing.items[key]),
         )
 
-    def _move(self, changes: Changes) -> None:
-        """Give items of gone keys the keys that their images have now."""
+    def _move(self, changes: Changes) -> list[str]:
+        """Give items of gone keys the keys that their images have now; return keys without one."""
+        not_moved: list[str] = []
         for block in blocks([*changes.moved]):
             old = [changes.moved[key] for key in block]
             stored = self._stored(old)
+            found = {key: other for key, other in zip(block, old, strict=True) if other in stored}
+            not_moved += [key for key in block if key not in found]
             moves = {
-                stored[other].id: self._new_item(key, stored[other])
-                for key, other in zip(block, old, strict=True)
+                stored[other].id: self._new_item(key, stored[other]) for key, other in found.items()
             }
-            files = {key: self._known_file(key, changes.digests[key]) for key in block}
+            files = {key: self._known_file(key, changes.digests[key]) for key in found}
 
             def move(
                 catalogue: CatalogueWriter,
@@ -159,6 +175,7 @@ class Applier:
                 catalogue.record_files(files)
 
             self._commit(move)
+        return not_moved
 
     def _describe(self, keys: Sequence[str]) -> None:
         """Give items the metadata that the source has now."""
@@ -201,7 +218,7 @@ class Applier:
             embedder,
             self.options.workers or workers_for(embedder),
             digest=digest_of,
-            describe=lambda data: exif_of(data, position=self.options.gps),
+            describe=self._exif,
         )
         turns = [
             range(start, min(start + embedder.batch_size, len(keys)))
@@ -227,13 +244,29 @@ class Applier:
         finally:
             workers.stop()
 
+    def _exif(self, data: bytes) -> Metadata:
+        """Return what EXIF declares, without fields that hold booleans in this index."""
+        declared = exif_of(data, position=self.options.gps)
+        return {name: value for name, value in declared.items() if name not in self.booleans}
+
     def _add(self, rows: Sequence[ShardRow]) -> None:
+        """Add the embedded rows, and record all.
+
+        A row that the index refuses, such as one with metadata of another kind, becomes a failure.
+        """
+        try:
+            self._add_all(rows)
+        except InputError as error:
+            if len(rows) > 1:
+                for row in rows:
+                    self._add([row])
+                return
+            self._add_all([dataclasses.replace(rows[0], embedding=None, error=str(error))])
+
+    def _add_all(self, rows: Sequence[ShardRow]) -> None:
         """Add the embedded rows, and record all; one that failed loses its item."""
         good = [row for row in rows if row.embedding is not None]
         failed = [row.key for row in rows if row.embedding is None]
-        for row in rows:
-            if row.error is not None and len(self.failures) < SHOWN_FAILURES:
-                self.failures.append((row.key, row.error))
         files = {
             row.key: self._known_file(row.key, row.stamp.digest, error=row.error) for row in rows
         }
@@ -263,6 +296,8 @@ class Applier:
         ]
         self.index.writer().add(items, vectors, apart=self.apart, also=record)
         self.num_embedded += len(items)
+        failures = [(row.key, row.error) for row in rows if row.error is not None]
+        self.failures += failures[: SHOWN_FAILURES - len(self.failures)]
 
 
 def recording(files: Mapping[str, KnownFile]) -> Callable[[CatalogueWriter], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class Changes:
     new and changed: to embed. moved: the former key of an image that has another key now, whose
     vector stays. copies: the key of an image with the same bytes, whose vector is used. touched:
     only the file's time changed. described: only the metadata changed. gone: to remove. kept:
-    missing, but below a folder or archive that cannot be read now.
+    missing, but below a folder or archive that cannot be read now, or unreadable themselves.
     digests: of the images that were read to find this out.
     """
 
@@ -53,20 +53,17 @@ def find_changes(
     *,
     rehash: bool = False,
     retry: bool = False,
-    redescribed: Collection[str] = (),
     progress: Progress,
 ) -> Changes:
     """Compare a source with what an index recorded of it.
 
     Only images whose file has another size or time are read, and new ones if another image has the
-    same size. rehash: read all. retry: embed again what failed. redescribed: keys of images whose
-    metadata differs.
+    same size. rehash: read all. retry: embed again what failed. Metadata is not compared here.
     """
     changes = Changes()
     missing = known.keys() - listing.items.keys()
     kept = listing.hidden_by_failures(missing)
-    changes.kept, changes.gone = sorted(kept), sorted(missing - kept)
-
+    gone = missing - kept
     suspects = [
         key
         for key, item in listing.items.items()
@@ -75,9 +72,11 @@ def find_changes(
     unread = _to_read(listing, suspects, known)
     changes.digests = dict(_read(listing, unread, progress))
     by_digest = {file.digest: key for key, file in known.items() if _has_item(file)}
-    by_digest |= {known[key].digest: key for key in changes.gone if _has_item(known[key])}
+    gone_of: dict[bytes | None, list[str]] = {}  # the gone keys of a digest, the last one first
+    for key in sorted(gone, reverse=True):
+        if _has_item(known[key]):
+            gone_of.setdefault(known[key].digest, []).append(key)
     first: dict[bytes, str] = {}  # the first of several new images with the same bytes
-    moved_from: set[str] = set()
     for key in suspects:
         file, digest = known.get(key), changes.digests.get(key)
         if (
@@ -88,21 +87,20 @@ def find_changes(
         ):
             changes.touched.append(key)
             continue
-        other = by_digest.get(digest) if digest is not None else None
-        if other is not None and other in missing - kept and other not in moved_from:
-            changes.moved[key] = other
-            moved_from.add(other)
-        elif other is not None:
-            changes.copies[key] = other
+        if file is not None and _has_item(file) and digest is None:
+            # The file cannot be read: it is gone if it does not exist, and else nobody knows.
+            (gone if listing.is_missing(listing.items[key]) else kept).add(key)
+        elif digest is not None and gone_of.get(digest):
+            changes.moved[key] = gone_of[digest].pop()
+        elif digest is not None and digest in by_digest:
+            changes.copies[key] = by_digest[digest]
         elif digest is not None and digest in first:
             changes.copies[key] = first[digest]
         else:
             if digest is not None:
                 first[digest] = key
             (changes.new if file is None else changes.changed).append(key)
-    changes.gone = [key for key in changes.gone if key not in moved_from]
-    busy = {*suspects}
-    changes.described = [key for key in redescribed if key not in busy]
+    changes.kept, changes.gone = sorted(kept), sorted(gone - {*changes.moved.values()})
     return changes
 
 

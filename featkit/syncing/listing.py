@@ -62,6 +62,13 @@ class Listing:
         except InputError:
             return None
 
+    def is_missing(self, item: int) -> bool:
+        """Return whether an item's file does not exist; False if that cannot be known."""
+        try:
+            return not self.files[item].exists()
+        except OSError:
+            return False
+
     def hidden_by_failures(self, keys: Collection[str]) -> set[str]:
         """Return those of the keys that lie below a folder or archive that cannot be read now.
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from featkit.embeddings.columns import Metadata, metadata_of
 from featkit.errors import InputError, Interrupted
 from featkit.index import Index, IndexState
-from featkit.index.records import KnownFile, Value
+from featkit.index.records import KnownFile, Value, same_metadata
 from featkit.modelfile import read_manifest
 from featkit.sources import Source, open_source
 from featkit.sources.rows import column_notes
 from featkit.sources.selection import EVERYTHING, Selection
-from featkit.syncing.applying import Applier, own_metadata, source_name
+from featkit.syncing.applying import Applier, source_metadata, source_name
 from featkit.syncing.changes import Changes, Progress, find_changes
 from featkit.syncing.listing import Listing
 from featkit.wording import counted
@@ -48,6 +48,11 @@ class SyncOptions:
     retry: bool = False
     gps: bool = False
     workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a number of threads that cannot work."""
+        if self.workers is not None and self.workers < 1:
+            raise InputError(f"The number of threads is {self.workers}; use 1 or more.")
 
 
 @dataclass(kw_only=True)
@@ -132,21 +137,18 @@ def _sync(listing: Listing, index: Index, options: SyncOptions, progress: Progre
     if not options.new_source:
         _refuse_other_source(index.path, recorded, name)
     known, num_items = index.read(lambda state: (state.catalogue.known_files(), len(state)))
-    metadata = _metadata_of(listing)
     changes = find_changes(
-        listing,
-        known,
-        rehash=options.rehash,
-        retry=options.retry,
-        redescribed=index.read(lambda state: _redescribed(state, known, metadata)),
-        progress=progress,
+        listing, known, rehash=options.rehash, retry=options.retry, progress=progress
     )
+    metadata = _metadata_of(listing, known, changes)
+    changes.described = index.read(lambda state: _redescribed(state, metadata))
     if options.keep_missing:
         changes.kept = sorted([*changes.kept, *changes.gone])
         changes.gone = []
     if not options.remove_many:
-        _refuse_to_remove_most(index.path, len(changes.gone), num_items)
+        _refuse_to_remove_most(index.path, known, changes, num_items)
     report = _planned(listing.source, changes)
+    report.num_removed = _num_items_gone(known, changes)
     if not options.dry_run:
         if recorded != name:
             index.writer().set_setting(SOURCE_SETTING, name)
@@ -196,37 +198,53 @@ def _planned(source: Source, changes: Changes) -> SyncReport:
     )
 
 
-def _metadata_of(listing: Listing) -> dict[str, Metadata]:
-    """Return what the source knows of images besides their own bytes, by key.
+def _metadata_of(
+    listing: Listing, known: Mapping[str, KnownFile], changes: Changes
+) -> dict[str, Metadata]:
+    """Return what the source knows of items that stay, besides their own bytes, by key.
 
-    Only of images that do not share their file, since the others change with it; and empty if all
-    that is known is the folder, which the key tells.
+    Of images that share their file, only those whose file has changed. Empty if all that is known
+    is the folder, which the key tells.
     """
+    busy = {*changes.new, *changes.changed, *changes.moved, *changes.copies, *changes.gone}
+    touched = {*changes.touched}
     found: dict[str, Metadata] = {}
     for key, item in listing.items.items():
-        if not listing.is_contained(item):
+        has_item = key in known and known[key].item is not None
+        if has_item and key not in busy and (key in touched or not listing.is_contained(item)):
             try:
                 found[key] = metadata_of(listing.source, item)
-            except InputError:  # an image that cannot be read becomes a failure later
+            except InputError:  # an image that cannot be read
                 continue
     return found if any(metadata.keys() - {FOLDER} for metadata in found.values()) else {}
 
 
-def _redescribed(
-    state: IndexState, known: Mapping[str, KnownFile], metadata: Mapping[str, Metadata]
-) -> list[str]:
+def _redescribed(state: IndexState, metadata: Mapping[str, Metadata]) -> list[str]:
     """Return the keys of items whose metadata differs from the source's."""
-    keys = [key for key in metadata if key in known and known[key].item is not None]
-    items = state.catalogue.items_by_key(keys)
-    return [key for key, item in items.items() if own_metadata(item.metadata) != metadata[key]]
+    items = state.catalogue.items_by_key([*metadata])
+    return [
+        key
+        for key, item in items.items()
+        if not same_metadata(source_metadata(item.metadata, metadata[key]), metadata[key])
+    ]
 
 
-def _refuse_to_remove_most(index: Path, num_gone: int, num_items: int) -> None:
-    if num_gone > max(FEW, LARGE_SHARE * num_items):
+def _refuse_to_remove_most(
+    index: Path, known: Mapping[str, KnownFile], changes: Changes, num_items: int
+) -> None:
+    num_gone = _num_items_gone(known, changes)
+    nothing_else = not (changes.new or changes.changed or changes.moved or changes.touched)
+    all_are_gone = num_gone == num_items and nothing_else
+    if num_gone > max(FEW, LARGE_SHARE * num_items) or (num_gone and all_are_gone):
         raise InputError(
             f"{num_gone:,} of {counted(num_items, 'image')} of {index} are missing; if a disk is"
             " not mounted, mount it, and if they are really gone, add --remove-many."
         )
+
+
+def _num_items_gone(known: Mapping[str, KnownFile], changes: Changes) -> int:
+    """Return how many items would be removed; gone images that had failed have none."""
+    return sum(known[key].item is not None for key in changes.gone)
 
 
 def _refuse_other_source(index: Path, recorded: Value | None, name: str) -> None:
