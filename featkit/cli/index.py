@@ -88,6 +88,8 @@ def _index_file(file: Path, out: Path, model: Path | None, *, quiet: bool, json_
 
     vectors = VectorFile(file)
     if out.exists():
+        if model is not None:
+            raise InputError(f"{out} has a model of its own; leave --model out.")
         opened = Index.open(out, writable=True)
     else:
         path = model or default_model_path()

@@ -73,17 +73,27 @@ def find_pairs(
         )
     ids = index.read(lambda state: state.ids(where))
     allowed = None if against is not None else set(ids.tolist())
+    seen: set[tuple[int, int]] = set()
+    began = index.id, other.id
     digests = _digests(index), _digests(other)
     looks = _Looks(index), _Looks(other)
     for start in range(0, len(ids), QUERIES_AT_ONCE):
         part = ids[start : start + QUERIES_AT_ONCE]
         for first, hits in zip(part.tolist(), _near(index, other, part, calibration), strict=True):
             for second, score in hits:
-                if allowed is not None and (second <= first or second not in allowed):
-                    continue
-                pair = _judged(first, second, score, digests, looks, calibration, most)
+                if allowed is not None:
+                    # Approximate search may find a pair from one side only.
+                    pair_ids = (min(first, second), max(first, second))
+                    if second == first or second not in allowed or pair_ids in seen:
+                        continue
+                    seen.add(pair_ids)
+                    pair = _judged(*pair_ids, score, digests, looks, calibration, most)
+                else:
+                    pair = _judged(first, second, score, digests, looks, calibration, most)
                 if pair is not None and pair.level <= most:
                     yield pair
+        if (index.id, other.id) != began:
+            raise InputError(f"{index.path} was replaced by another index; run the command again.")
         on_progress(start + len(part), 0)
 
 

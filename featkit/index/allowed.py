@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 MAX_BYTES = 64 * 2**20
+MOST_FILTERS = 64  # their texts take memory as well
 
 
 class AllowedIds:
@@ -19,7 +20,7 @@ class AllowedIds:
 
     def __init__(self, num_rows: int, *, max_bytes: int = MAX_BYTES) -> None:
         self.num_rows = num_rows
-        self._most = max(1, max_bytes // max(1, num_rows))
+        self._most = max(1, min(MOST_FILTERS, max_bytes // max(1, num_rows)))
         self._kept: OrderedDict[str, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -107,7 +107,9 @@ def repair(index: Index, report: CheckReport) -> list[str]:
             " index` adds them again"
         )
     if any(problem.part == GRAPH for problem in report.problems):
-        compact(index)
+        text = index.read(lambda state: state.catalogue.settings().get(SETTING))
+        target = Generation.from_json(str(text)).target
+        compact(index, target=target, allow_low_recall=True)
         done.append("built the graph again")
     return done
 
@@ -161,17 +163,27 @@ def _damaged(state: IndexState, ids: np.ndarray) -> Iterator[tuple[int, list[int
 
 def _check_thumbnails(index: Index, report: CheckReport) -> None:
     """Check that sampled thumbnails can be decoded and belong to their vectors."""
-    sample = [item for item in index.sample(NUM_SAMPLED) if item.key not in {*report.damaged}]
+    damaged = {*report.damaged}
+
+    def read(state: IndexState) -> list[tuple[Item, bytes | None, np.ndarray]]:
+        return [
+            (item, state.thumbnail(item.id), state.vector(item.id))
+            for item in state.sample(NUM_SAMPLED)
+            if item.key not in damaged
+        ]
+
+    sample = index.read(read)
     shown: list[Item] = []
+    vectors: list[np.ndarray] = []
     pixels: list[np.ndarray] = []
     undecoded: list[str] = []
-    for item in sample:
-        jpeg = index.thumbnail(item.id)
+    for item, jpeg, vector in sample:
         if jpeg is None:
             continue
         try:
             pixels.append(decode(jpeg, name=item.key).pixels)
             shown.append(item)
+            vectors.append(vector)
         except InputError:
             undecoded.append(item.key)
     report.num_sampled = len(shown)
@@ -192,8 +204,7 @@ def _check_thumbnails(index: Index, report: CheckReport) -> None:
     except EnvironmentProblem:  # the index's engine is not installed here
         report.num_sampled = 0
         return
-    own = np.stack([index.vector(item.id) for item in shown])
-    scores = views @ own.T
+    scores = views @ np.stack(vectors).T
     others = scores.copy()
     np.fill_diagonal(others, -np.inf)
     usual = float(np.median(others[np.isfinite(others)]))
@@ -223,13 +234,17 @@ def _check_graph(index: Index, report: CheckReport) -> None:
         report.problems.append(Problem(GRAPH, _first_part(error), remedy))
         return
     damaged = {*report.damaged}
-    sample = [item for item in index.sample(NUM_SAMPLED) if item.key not in damaged]
+
+    def find(state: IndexState) -> list[bool]:
+        sample = [item for item in state.sample(NUM_SAMPLED) if item.key not in damaged]
+        return [state.search(item=item.id, k=1)[0].score > 1 - 1e-3 for item in sample]
+
     try:
-        found = [index.search(item=item.id, k=1)[0].score > 1 - 1e-3 for item in sample]
+        found = index.read(find)
     except FeatkitError as error:
         report.problems.append(Problem(GRAPH, _first_part(error), remedy))
         return
-    if sample and np.mean(found) < FEWEST_FOUND:
+    if found and np.mean(found) < FEWEST_FOUND:
         wrong = f"only {sum(found)} of {len(found)} sampled images find themselves by the graph"
         report.problems.append(Problem(GRAPH, wrong, remedy))
 

@@ -101,10 +101,12 @@ class IndexReader:
             num_rows = catalogue.num_rows()
             file.check_length(num_rows)
             rows = FileRows(file, num_rows)
+            searcher = searcher_for(self.vectors_path.parent, settings)
             if vectors is not None and vectors.key == key:
-                vectors = dataclasses.replace(vectors, rows=rows, signature=signature)
+                vectors = dataclasses.replace(
+                    vectors, rows=rows, signature=signature, searcher=searcher
+                )
             else:
-                searcher = searcher_for(self.path, settings)
                 vectors = read_vectors(catalogue, key, rows, signature, searcher)
             vectors.check_sample()
             self._keep(vectors)

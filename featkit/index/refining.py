@@ -90,7 +90,7 @@ def diverse(scores: np.ndarray, vectors: np.ndarray, *, k: int, diversity: float
 
         argmax((1 - diversity) * scores[i] - diversity * max(vectors[i] @ vectors[j] for chosen j))
     """
-    likeness = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    wide = vectors.astype(np.float64)
     nearest = np.full(len(scores), -np.inf)
     free = np.ones(len(scores), bool)
     chosen: list[int] = []
@@ -100,5 +100,5 @@ def diverse(scores: np.ndarray, vectors: np.ndarray, *, k: int, diversity: float
         best = int(np.argmax(np.where(free, gain, -np.inf)))
         chosen.append(best)
         free[best] = False
-        nearest = np.maximum(nearest, likeness[best])
+        nearest = np.maximum(nearest, np.einsum("md,d->m", wide, wide[best]))
     return np.array(chosen, np.int64)

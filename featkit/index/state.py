@@ -168,7 +168,12 @@ class IndexState:
             scores = np.einsum("md,d->m", vectors.astype(np.float64), query.astype(np.float64))
             found = found._replace(scores=scores.astype(np.float32))
             if refine.diversity:
-                chosen = diverse(order_scores, vectors, k=k, diversity=refine.diversity)
+                least = -np.inf if refine.min_score is None else refine.min_score
+                pool_ids = np.flatnonzero(scores >= least)
+                order = diverse(
+                    order_scores[pool_ids], vectors[pool_ids], k=k, diversity=refine.diversity
+                )
+                chosen = pool_ids[order]
                 found = found._replace(ids=found.ids[chosen], scores=found.scores[chosen])
         if refine.min_score is not None:
             near = found.scores >= refine.min_score

@@ -289,10 +289,17 @@ class CatalogueReader:
         made = self._to_sql(where)
         if len(made.parameters) > (most := self._connection.getlimit(SQLITE_LIMIT_VARIABLE_NUMBER)):
             raise FilterError(where, 1, f"it has more than {most:,} values.")
-        rows = self._connection.execute(
-            f"SELECT id FROM items WHERE deleted = 0 AND {made.sql} ORDER BY id", made.parameters
-        )
-        ids = [item_id for (item_id,) in rows]
+        try:
+            rows = self._connection.execute(
+                f"SELECT id FROM items WHERE deleted = 0 AND {made.sql} ORDER BY id",
+                made.parameters,
+            )
+            ids = [item_id for (item_id,) in rows]
+        except sqlite3.OperationalError as error:
+            # SQLite bounds the depth of expressions and the length of patterns.
+            if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+                raise
+            raise FilterError(where, 1, f"it is too complex ({error}).") from error
         if not ids:
             self._check_expectations(made)
         return ids
@@ -317,7 +324,8 @@ class CatalogueReader:
         return to_sql(where, parse_filter(where), columns=columns, metadata=metadata)
 
     def _check_expectations(self, where: SqlFilter) -> None:
-        for expectation in where.expectations:
+        different = {(each.sql, each.kind): each for each in reversed(where.expectations)}
+        for expectation in different.values():
             types = SQL_TYPES[expectation.kind]
             kinds = self._connection.execute(
                 f"SELECT DISTINCT typeof({expectation.sql}) IN {types} FROM items"

@@ -19,13 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featkit.atomic import replace_file
+from featkit.backends import Run
 from featkit.embeddings import COLUMNS
 from featkit.errors import InputError
 from featkit.index.arguments import new_items, unit_vectors
 from featkit.index.index import Index
-from featkit.index.records import AddReport, Item, Value
+from featkit.index.records import AddReport, Item, NewItem, Value
 from featkit.index.state import IndexState
 from featkit.paths import open_arrow
+from featkit.sources.keys import twins
 from featkit.wording import first_line
 
 FINGERPRINT, MODEL_NAME, RUN = b"featkit.fingerprint", b"featkit.model", b"featkit.run"
@@ -98,12 +100,13 @@ def _schema(index: Index, kinds: dict[str, str], *, thumbnails: bool) -> pa.Sche
 
 def _field(name: str) -> str:
     """Return the column for a metadata field, which may be named like one of the fixed ones."""
-    return f"{name}_" if name.rstrip("_") in OWN else name
+    return f"{name}_" if name.rstrip("_") in (*OWN, *COLUMNS) else name
 
 
 def _name(field: str) -> str:
     """Return the metadata field that `_field` put into a column."""
-    return field[:-1] if field.endswith("_") and field.rstrip("_") in OWN else field
+    is_escaped = field.endswith("_") and field.rstrip("_") in (*OWN, *COLUMNS)
+    return field[:-1] if is_escaped else field
 
 
 def _table(
@@ -147,6 +150,7 @@ class VectorFile:
                 f"{path} has no column {missing[0]}; give a file from `featkit export-vectors`, or"
                 f" one with the columns {KEY} and {EMBEDDING}."
             )
+        _check_schema(path, schema)
         about = schema.metadata or {}
         self.fingerprint = about.get(FINGERPRINT, b"").decode("utf-8", "replace") or None
         self.model_name = about.get(MODEL_NAME, b"").decode("utf-8", "replace") or None
@@ -175,6 +179,12 @@ def read_vectors(
             f"{file.path} has vectors of {file.model_name} ({file.fingerprint[:12]}), but"
             f" {index.path} of {index.model_name} ({index.fingerprint[:12]})."
         )
+    if file.run is not None and not index.accepts(_run_of(file)):
+        raise InputError(
+            f"{file.path} has vectors by {file.run}, but {index.path} by {index.run}; prove that"
+            " both give the same vectors with `featkit verify`, or index it apart."
+        )
+    apart = twins(lambda: (key for table in file.tables() for key in table[KEY].to_pylist() if key))
     report, num_done = AddReport(), 0
     for table in file.tables():
         keys = table[KEY].to_pylist()
@@ -200,15 +210,70 @@ def read_vectors(
             )
             for i, item in enumerate(items)
         ]
-        num_added, num_replaced = index.writer().add_changed(items, vectors, apart=set(keys))
+        if THUMBNAIL not in table.column_names:  # what the index has of them stays
+            items = _with_stored_thumbnails(index, items)
+        last = sorted({key: i for i, key in enumerate(keys)}.values())
+        num_added, num_replaced = index.writer().add_changed(
+            [items[i] for i in last], vectors[last], apart=apart
+        )
         report += AddReport(
             num_added=num_added,
             num_replaced=num_replaced,
-            num_unchanged=len(items) - num_added,
+            num_unchanged=len(last) - num_added,
         )
         num_done += len(keys)
         on_progress(num_done, 0)
     return report
+
+
+def _check_schema(path: Path, schema: pa.Schema) -> None:
+    """Raise InputError for columns of other types than those that can be used."""
+    for name in (KEY, EMBEDDING, *OWN):
+        if schema.names.count(name) > 1:
+            raise InputError(f"{path} has two columns {name}; leave one out.")
+    for name in (KEY, "source", "added"):
+        if name in schema.names and not _is_text(schema.field(name).type):
+            raise InputError(
+                f"The column {name} of {path} is of type {schema.field(name).type}; it must be"
+                " text, so convert it or leave it out."
+            )
+    kind = schema.field(EMBEDDING).type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    is_list = is_list or pa.types.is_fixed_size_list(kind)
+    if not is_list or not (
+        pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
+    ):
+        raise InputError(
+            f"The column {EMBEDDING} of {path} is of type {kind}; it must be a list of numbers."
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _run_of(file: VectorFile) -> Run:
+    try:
+        return Run.parse(file.run or "")
+    except ValueError as error:
+        raise InputError(f"{file.path} cannot be used: {error}; update featkit.") from error
+
+
+def _with_stored_thumbnails(index: Index, items: Sequence[NewItem]) -> list[NewItem]:
+    """Return the items with the thumbnails that the index has of their keys."""
+
+    def read(state: IndexState) -> list[NewItem]:
+        stored = state.catalogue.items_by_key([item.key for item in items])
+        return [
+            dataclasses.replace(item, thumbnail=state.catalogue.thumbnail(stored[item.key].id))
+            if item.key in stored
+            else item
+            for item in items
+        ]
+
+    return index.read(read)
 
 
 def _column(table: pa.Table, name: str) -> list[Any] | None:

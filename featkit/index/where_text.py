@@ -37,7 +37,7 @@ from featkit.index.where import (
 )
 
 MAX_TEXT = 50_000  # characters
-MAX_DEPTH = 50  # of parentheses and `not`; SQLite takes expressions of 1,000 levels
+MAX_DEPTH = 25  # of parentheses and `not`; SQLite's parser takes about 30
 METADATA = "metadata"
 
 GRAMMAR = r"""

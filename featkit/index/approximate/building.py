@@ -43,6 +43,7 @@ from featkit.index.approximate.graph import (
 from featkit.index.approximate.tuning import truth_of, tune
 from featkit.index.index import Index
 from featkit.index.index_types import GRAPH, INDEX_TYPE
+from featkit.index.state import spread
 from featkit.index.vectors import FileRows
 from featkit.lock import WriterLock
 from featkit.wording import counted
@@ -54,6 +55,7 @@ SAVE_EVERY_S = 300.0
 FEWEST = 50_000
 NUM_LEFT_OUT = 1000
 LEFT_OUT_SHARE = 0.02
+NUM_COMPARED = 1000  # vectors that identify the content of a build that is continued
 SEED = 0
 
 Progress = Callable[[int, int], None]
@@ -215,7 +217,9 @@ def _sample(ids: np.ndarray) -> np.ndarray:
 
 def _digest(snapshot: Snapshot, ids: np.ndarray) -> str:
     """Return what distinguishes this build from others."""
-    parts = [snapshot.index_id, zlib.crc32(ids.tobytes()), len(ids), snapshot.rows.width]
+    some = ids[spread(len(ids), NUM_COMPARED)]
+    content = zlib.crc32(snapshot.rows.take(some).tobytes())
+    parts = [snapshot.index_id, zlib.crc32(ids.tobytes()), content, snapshot.rows.width]
     return " ".join(map(str, [*parts, LINKS, CODES, EF_CONSTRUCTION, ROWS_PER_ADD]))
 
 

@@ -37,13 +37,13 @@ class Graph:
 
     @classmethod
     def open(cls, path: Path) -> Graph:
-        """Map a graph's file. InputError if it is not one.
+        """Read a graph's file into memory. InputError if it is not one.
 
-        The file is immutable, so its pages are shared between processes and read when needed.
+        It is not mapped, since truncating a mapped file would kill the process.
         """
         try:
             with text_path(path) as text:
-                return cls(faiss.read_index(text, faiss.IO_FLAG_MMAP_IFC))
+                return cls(faiss.read_index(text))
         except RuntimeError as error:
             raise InputError(
                 f"{path} is damaged or missing; run `featkit compact` to build it again."

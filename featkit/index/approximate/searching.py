@@ -20,6 +20,9 @@ from featkit.index.exact import ArrayRows, ChosenRows, exact_search
 from featkit.index.searcher import Neighbors, Rows
 
 MAX_VIEWS = 16  # filters whose bitmaps are kept
+# A query is answered exactly if, of its nearest rows without the filter, less than this part of the
+# share that the filter allows on the whole is allowed.
+NUM_NEAR, NEAR_SHARE = 64, 0.5
 # Walking the graph for allowed rows needs more candidates the fewer they are: by s to this power
 # for a share s (measured, random filters).
 EF_POWER = -0.77
@@ -57,6 +60,9 @@ class GraphSearcher:
     ) -> list[Neighbors]:
         """Return about the nearest allowed rows for each query, by exact score, then smaller id."""
         found: list[Neighbors] = []
+        ids = self.generation.ids
+        if len(ids) and ids[-1] >= len(allowed):  # of another state of this index, since restored
+            return exact_search(queries, rows, k=k, allowed=allowed)
         view = self._view(allowed, rows)
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             found += self._search(queries[start : start + QUERIES_AT_ONCE], rows, k=k, view=view)
@@ -69,6 +75,43 @@ class GraphSearcher:
         if self._scanning_costs_less(num_inside, view.share) or k > ef:
             return exact_search(queries, rows, k=k, allowed=view.allowed)
         num_candidates = min(max(record.num_candidates, 2 * k), len(self.generation.ids))
+        if view.bits is not None and (far := self._far_from(queries, view)).any():
+            found = [Neighbors(view.outside[:0], np.zeros(0, np.float32))] * len(queries)
+            for near_or_far in (far, ~far):
+                rows_of = np.flatnonzero(near_or_far)
+                part = (
+                    exact_search(queries[rows_of], rows, k=k, allowed=view.allowed)
+                    if near_or_far is far
+                    else self._by_graph(queries[rows_of], rows, k, view, ef, num_candidates)
+                )
+                for i, each in zip(rows_of.tolist(), part, strict=True):
+                    found[i] = each
+            return found
+        return self._by_graph(queries, rows, k, view, ef, num_candidates)
+
+    def _far_from(self, queries: np.ndarray, view: _View) -> np.ndarray:
+        """Return for which queries few of the nearest rows are allowed, (Q,) bool.
+
+        There the graph would give allowed rows that it passes on its way to forbidden ones.
+        """
+        near = self.generation.graph.search(
+            queries, num_candidates=NUM_NEAR, ef=max(NUM_NEAR, self.generation.record.ef)
+        )
+        is_allowed = view.allowed[self.generation.ids[near]] & (near >= 0)
+        share: np.ndarray = is_allowed.mean(axis=1)
+        return share < NEAR_SHARE * view.share
+
+    def _by_graph(
+        self,
+        queries: np.ndarray,
+        rows: Rows,
+        k: int,
+        view: _View,
+        ef: int,
+        num_candidates: int,
+    ) -> list[Neighbors]:
+        if len(queries) == 0:
+            return []
         positions = self.generation.graph.search(
             queries, num_candidates=num_candidates, ef=ef, bits=view.bits
         )

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import IFDRational
 
+from featkit.images import exif
 from featkit.images.exif import exif_of
 
 EXIF_IFD, GPS_IFD = 0x8769, 0x8825
@@ -24,12 +26,12 @@ def photo(
     kind: str = "JPEG",
 ) -> bytes:
     """Return an image file with these tags."""
-    exif = Image.Exif()
-    exif.update(tags)
-    exif.get_ifd(EXIF_IFD).update(inner or {})
-    exif.get_ifd(GPS_IFD).update(gps or {})
+    made = Image.Exif()
+    made.update(tags)
+    made.get_ifd(EXIF_IFD).update(inner or {})
+    made.get_ifd(GPS_IFD).update(gps or {})
     buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, kind, exif=exif)
+    Image.new("RGB", (8, 8)).save(buffer, kind, exif=made)
     return buffer.getvalue()
 
 
@@ -91,6 +93,26 @@ def test_the_position_is_read_only_if_asked() -> None:
     assert exif_of(photo({}, gps={**place, 1: "X"}), position=True) == {"longitude": 151.208333}
     far = {**place, 2: (rational(91), rational(0), rational(0))}
     assert exif_of(photo({}, gps=far), position=True) == {"longitude": 151.208333}
+
+
+def test_an_orientation_of_another_type_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Image.Exif()
+    found[0x0112] = rational(6)
+    monkeypatch.setattr(exif, "_exif_of", lambda _image: found)
+    assert exif_of(photo({})) == {}
+
+
+def test_a_png_is_not_decoded_for_its_exif(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = photo({0x0110: "Pixel 8"}, kind="PNG")
+    plain = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(plain, "PNG")
+
+    def refuse(_self: object) -> None:
+        raise AssertionError("the image was decoded")
+
+    monkeypatch.setattr(PngImageFile, "load", refuse)
+    assert exif_of(data) == {"camera": "Pixel 8"}
+    assert exif_of(plain.getvalue()) == {}
 
 
 def test_an_image_without_exif_declares_nothing() -> None:

@@ -124,3 +124,14 @@ def test_diverse_hits_are_chosen_from_five_times_as_many(photos: Path) -> None:
     assert [hit.id for hit in hits] == chosen.tolist()
     assert hits[0].id == pool[0].id
     assert [hit.id for hit in hits] != ids[:10].tolist()
+
+
+def test_diverse_hits_are_chosen_among_those_that_reach_the_score(photos: Path) -> None:
+    query = unit_vectors(1, seed=3)
+    with Index.open(photos) as index:
+        (everything,) = index.search(vectors=query, k=100)
+        least = everything[19].score
+        refine = Refinement(min_score=least, diversity=0.7)
+        (hits,) = index.search(vectors=query, k=10, refine=refine)
+    assert len(hits) == 10
+    assert min(hit.score for hit in hits) >= least

@@ -121,7 +121,16 @@ def test_files_of_other_tools_are_read(tmp_path: Path, model: Path) -> None:
         ({"key": ["a"], "embedding": [[1.0, 0.0]]}, "have the shape"),
         ({"key": ["a", "b"], "embedding": [[1.0], [1.0, 0.0]]}, "different lengths"),
         ({"key": ["a"], "embedding": pa.array([None], pa.list_(pa.float32()))}, "without an emb"),
-        ({"key": [None], "embedding": [[1.0] + [0.0] * (WIDTH - 1)]}, "row 0 has no key"),
+        ({"key": [1], "embedding": [[1.0] * WIDTH]}, "column key of .* is of type int64"),
+        ({"key": ["a"], "embedding": ["text"]}, "column embedding of .* must be a list of numbers"),
+        (
+            {"key": ["a"], "embedding": [[1.0] * WIDTH], "added": [b"x"]},
+            "column added of .* is of type binary",
+        ),
+        (
+            {"key": pa.array([None], pa.string()), "embedding": [[1.0] + [0.0] * (WIDTH - 1)]},
+            "row 0 has no key",
+        ),
     ],
 )
 def test_files_that_are_no_vectors_are_refused(
@@ -162,3 +171,45 @@ def test_a_wrong_filter_or_place_writes_nothing(index: Path, tmp_path: Path) -> 
         with pytest.raises((EnvironmentProblem, OSError)):
             write_vectors(opened, tmp_path / "file" / "v.parquet")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a.index", "file"]
+
+
+def test_thumbnails_stay_if_the_file_has_none(index: Path, tmp_path: Path) -> None:
+    before = content(index)
+    with Index.open(index, writable=True) as opened:
+        write_vectors(opened, tmp_path / "v.parquet")
+        ids = [item.id for item in opened.items()]
+        assert read_vectors(opened, VectorFile(tmp_path / "v.parquet")).num_unchanged >= 2
+        assert [item.key for item in opened.items()] == [row[0] for row in before] or ids
+        assert {item.key: opened.thumbnail(item.id) for item in opened.items()} == {
+            row[0]: row[6] for row in before
+        }
+
+
+def test_names_in_two_unicode_forms_and_repeated_keys_are_kept_apart(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featkit.index.vector_file.ROWS_AT_ONCE", 2)
+    keys = ["e\u0301.jpg", "x.jpg", "\u00e9.jpg", "k.jpg", "k.jpg"]
+    vectors = unit_vectors(5)
+    pq.write_table(pa.table({"key": keys, "embedding": list(vectors)}), tmp_path / "v.parquet")
+    with Index.create(tmp_path / "i", model=model) as made:
+        for _ in range(3):
+            read_vectors(made, VectorFile(tmp_path / "v.parquet"))
+            assert sorted(item.key for item in made.items()) == sorted({*keys})
+            np.testing.assert_array_equal(made.vector(made.item_by_key("k.jpg").id), vectors[4])
+
+
+def test_vectors_of_a_run_without_a_proof_are_refused(
+    index: Path, tmp_path: Path, model: Path
+) -> None:
+    with Index.open(index) as opened:
+        write_vectors(opened, tmp_path / "v.parquet")
+    table = pq.read_table(tmp_path / "v.parquet")
+    for run, words in (("openvino bf16", "prove that both"), ("steam fp3", "update featkit")):
+        about = {**table.schema.metadata, b"featkit.run": run.encode()}
+        pq.write_table(table.replace_schema_metadata(about), tmp_path / "w.parquet")
+        with (
+            Index.create(tmp_path / run, model=model) as made,
+            pytest.raises(InputError, match=words),
+        ):
+            read_vectors(made, VectorFile(tmp_path / "w.parquet"))

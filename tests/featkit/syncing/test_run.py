@@ -8,7 +8,10 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,7 +21,7 @@ from featkit.errors import EnvironmentProblem, InputError
 from featkit.index import Index
 from featkit.sources import open_source
 from featkit.sources.base import Metadata
-from featkit.syncing import SyncOptions, SyncReport, sync
+from featkit.syncing import Changes, SyncOptions, SyncReport, applying, sync
 from tests.featkit.images.test_exif import photo, rational
 from tests.featkit.syncing.conftest import OLD_NS, CountingEmbedder, content, draw, ids
 from tests.model_files import make_model_file
@@ -455,3 +458,122 @@ def test_the_index_may_be_inside_the_folder(photos: Path, model: Path) -> None:
     index = photos / "photos.index"
     assert sync(photos, index, model=model).num_items == 5
     assert counts(sync(photos, index)) == {}
+
+
+def test_a_list_whose_disk_is_not_mounted_removes_nothing(
+    photos: Path, model: Path, tmp_path: Path
+) -> None:
+    listing, index = tmp_path / "list.txt", tmp_path / "i"
+    listing.write_text("photos/a.png\nphotos/b.png\n")
+    sync(listing, index, model=model)
+    photos.rename(tmp_path / "away")
+    with pytest.raises(InputError, match=r"2 of 2 images .* are missing; if a disk"):
+        sync(listing, index)
+    assert len(ids(index)) == 2
+    (tmp_path / "away").rename(photos)
+    (photos / "a.png").unlink()
+    assert counts(sync(listing, index)) == {"removed": 1}
+
+
+def test_an_image_that_changes_before_it_is_embedded_is_not_copied(
+    photos: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(photos / "x.png", 100)
+    shutil.copy2(photos / "x.png", photos / "y.png")
+    apply = applying.Applier.apply
+
+    def change_then_apply(applier: applying.Applier, changes: Changes) -> None:
+        draw(photos / "x.png", 101)
+        apply(applier, changes)
+
+    monkeypatch.setattr(applying.Applier, "apply", change_then_apply)
+    sync(photos, tmp_path / "i", model=model)
+    monkeypatch.setattr(applying.Applier, "apply", apply)
+    assert content(tmp_path / "i")["y.png"] == fresh(photos, model, tmp_path)["y.png"]
+
+
+def write_rows(path: Path, images: list[bytes], **columns: list[Any]) -> Path:
+    table = pa.table({"image": pa.array(images), **columns})
+    pq.write_table(table, path)
+    os.utime(path, ns=(OLD_NS, OLD_NS + path.stat().st_size))
+    return path
+
+
+def test_metadata_of_rows_is_followed(
+    photos: Path, model: Path, tmp_path: Path, embedded: CountingEmbedder
+) -> None:
+    images = [(photos / name).read_bytes() for name in ("a.png", "b.png")]
+    file, index = tmp_path / "t.parquet", tmp_path / "i"
+    write_rows(file, images, label=["cat", "dog"], camera=["A", "B"])
+    sync(file, index, model=model)
+    embedded.since()
+    write_rows(file, images, label=["bird", "horse of a longer name"], camera=["A", "B"])
+    assert counts(sync(file, index)) == {"described": 2}
+    assert (counts(sync(file, index)), embedded.since()) == ({}, 0)
+    with Index.open(index) as opened:
+        assert [item.metadata["label"] for item in opened.items()] == [
+            "bird",
+            "horse of a longer name",
+        ]
+
+
+def test_a_row_that_cannot_be_stored_is_a_failure_of_its_own(
+    photos: Path, model: Path, tmp_path: Path
+) -> None:
+    images = [(photos / name).read_bytes() for name in ("a.png", "b.png", "e.png")]
+    file = write_rows(tmp_path / "t.parquet", images, label=["cat", "a\0b", "dog"])
+    report = sync(file, tmp_path / "i", model=model)
+    assert (report.num_indexed, [key for key, _ in report.failures]) == (2, ["t.parquet/1"])
+    assert "not valid text" in report.failures[0][1]
+
+
+def test_exif_of_another_kind_than_the_index_has_is_left_out(model: Path, tmp_path: Path) -> None:
+    photos, index = tmp_path / "photos", tmp_path / "i"
+    draw(photos / "a.png", 1)
+    sync(photos, index, model=model)
+    with Index.open(index, writable=True) as opened:
+        opened.add(["own.jpg"], opened.vector(0)[None], metadata=[{"taken": True}])
+    tags = {0x9003: "2024:05:01 12:30:00"}
+    (photos / "b.jpg").write_bytes(photo({0x0110: "Pixel 8"}, tags))
+    assert sync(photos, index).num_failed == 0
+    with Index.open(index) as opened:
+        assert opened.item_by_key("b.jpg").metadata == {"camera": "Pixel 8"}
+
+
+def test_copies_in_a_renamed_folder_all_move(model: Path, tmp_path: Path) -> None:
+    photos, index = tmp_path / "photos", tmp_path / "i"
+    for seed in range(6):
+        for number in range(3):
+            draw(photos / "old" / f"{seed}-{number}.png", seed)
+    sync(photos, index, model=model)
+    before = sorted(ids(index).values())
+    (photos / "old").rename(photos / "new")
+    assert counts(sync(photos, index)) == {"moved": 18}
+    assert sorted(ids(index).values()) == before
+
+
+def test_failed_images_that_are_deleted_are_not_missing_items(model: Path, tmp_path: Path) -> None:
+    photos, index = tmp_path / "photos", tmp_path / "i"
+    draw(photos / "a.png", 1)
+    for number in range(12):
+        (photos / f"bad{number}.png").write_bytes(b"bad%d" % number)
+    sync(photos, index, model=model)
+    for number in range(12):
+        (photos / f"bad{number}.png").unlink()
+    assert counts(sync(photos, index)) == {}
+
+
+def test_a_move_to_a_name_in_another_unicode_form_is_followed(model: Path, tmp_path: Path) -> None:
+    photos, index = tmp_path / "photos", tmp_path / "i"
+    draw(photos / "e\u0301.png", 1)
+    draw(photos / "x.png", 2)
+    sync(photos, index, model=model)
+    (photos / "e\u0301.png").rename(photos / "m.png")
+    shutil.copy2(photos / "x.png", photos / "\u00e9.png")
+    sync(photos, index)
+    assert content(index) == fresh(photos, model, tmp_path)
+
+
+def test_the_number_of_threads_must_be_possible() -> None:
+    with pytest.raises(InputError, match="use 1 or more"):
+        SyncOptions(workers=-1)

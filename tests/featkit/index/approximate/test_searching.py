@@ -13,7 +13,7 @@ from featkit.index import Hit, Index
 from featkit.index.approximate import building
 from featkit.index.approximate.searching import GraphSearcher, rank_all
 from featkit.index.exact import ArrayRows, rank
-from tests.featkit.index.approximate.conftest import NUM_ITEMS, clumped
+from tests.featkit.index.approximate.conftest import NUM_ITEMS, WIDTH, clumped
 
 
 def searcher_of(index: Index) -> GraphSearcher:
@@ -64,6 +64,20 @@ def test_filters_give_as_many_hits_as_match(index: Path, least: int, k: int) -> 
     assert {len(each) for each in hits} == {min(k, NUM_ITEMS - least)}
     assert all(hit.id >= least for each in hits for hit in each)
     assert recall(hits, queries, clumped(NUM_ITEMS), allowed) >= 0.95
+
+
+def test_a_filter_against_the_query_is_answered_exactly(index: Path) -> None:
+    """The allowed rows are far from the query: what the graph passes on its way is not enough."""
+    vectors = clumped(NUM_ITEMS)
+    centers = np.random.default_rng(99).standard_normal((40, WIDTH))
+    clump = (vectors @ centers.T).argmax(axis=1)
+    queries = vectors[[np.flatnonzero(clump == label)[0] for label in range(20)]]
+    with Index.open(index) as opened:
+        for label, query in enumerate(queries):
+            allowed = clump != label
+            keys = ", ".join(str(i) for i in np.flatnonzero(~allowed))
+            (hits,) = opened.search(vectors=query[None], k=10, where=f"number not in ({keys})")
+            assert recall([hits], query[None], vectors, allowed) >= 0.9
 
 
 def test_few_allowed_rows_are_searched_exactly(index: Path) -> None:
