@@ -126,7 +126,7 @@ def test_diverse_hits_are_chosen_from_five_times_as_many(photos: Path) -> None:
     assert [hit.id for hit in hits] != ids[:10].tolist()
 
 
-def test_diverse_hits_are_chosen_among_those_that_reach_the_score(photos: Path) -> None:
+def test_diverse_hits_reach_the_least_score(photos: Path) -> None:
     query = unit_vectors(1, seed=3)
     with Index.open(photos) as index:
         (everything,) = index.search(vectors=query, k=100)

@@ -185,7 +185,7 @@ def test_thumbnails_stay_if_the_file_has_none(index: Path, tmp_path: Path) -> No
         }
 
 
-def test_names_in_two_unicode_forms_and_repeated_keys_are_kept_apart(
+def test_unicode_forms_and_repeated_keys_are_kept_apart(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("featkit.index.vector_file.ROWS_AT_ONCE", 2)

@@ -475,7 +475,7 @@ def test_a_list_whose_disk_is_not_mounted_removes_nothing(
     assert counts(sync(listing, index)) == {"removed": 1}
 
 
-def test_an_image_that_changes_before_it_is_embedded_is_not_copied(
+def test_an_image_that_changes_meanwhile_is_not_copied(
     photos: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw(photos / "x.png", 100)
