@@ -108,7 +108,7 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> CountingEmbedder:
     return CountingEmbedder(monkeypatch)
 
 
-def wait_until(condition: Any, *, seconds: float = 20) -> None:
+def wait_until(condition: Any, *, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
