@@ -31,7 +31,7 @@ def check(index: Path, /, *, quiet: Quiet = False, json_: AsJson = False) -> int
     need_extra("cpu", "faiss")
     from featkit.index import Index
 
-    with Index.open(index) as opened:
+    with Index.open(index, check_sample=False) as opened:
         report = _checked(opened, quiet=quiet or json_)
     if json_:
         print_json({"index": str(index), **_in_json(report)})
@@ -57,7 +57,7 @@ def repair(index: Path, /, *, quiet: Quiet = False, json_: AsJson = False) -> in
     from featkit.index import Index
     from featkit.index.checking import repair as repair_index
 
-    with Index.open(index, writable=True) as opened:
+    with Index.open(index, writable=True, check_sample=False) as opened:
         done = repair_index(opened, _checked(opened, quiet=quiet or json_))
         report = _checked(opened, quiet=True)
     if json_:

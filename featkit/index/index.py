@@ -54,12 +54,12 @@ class Index:
                 print(hit.score, hit.key)
     """
 
-    def __init__(self, path: Path, *, writable: bool) -> None:
+    def __init__(self, path: Path, *, writable: bool, check_sample: bool = True) -> None:
         """Use `Index.open` or `Index.create`."""
         self.path = path
         self.model_path = path / MODEL_FILE
         self._catalogue = Catalogue(path / CATALOGUE_FILE)
-        self._reader = IndexReader(path, self._catalogue)
+        self._reader = IndexReader(path, self._catalogue, check_sample=check_sample)
         self._writer: IndexWriter | None = None
         self._embedder: Embedder | None = None
         self._embedder_lock = threading.Lock()
@@ -99,8 +99,11 @@ class Index:
         return cls(folder, writable=True)
 
     @classmethod
-    def open(cls, path: str | Path, *, writable: bool = False) -> Index:
+    def open(cls, path: str | Path, *, writable: bool = False, check_sample: bool = True) -> Index:
         """Open an existing index. No other process can write it while it is open for writing.
+
+        check_sample: refuse an index if one of a few sampled vectors is damaged. Only programs that
+        look for damage turn it off.
 
         InputError if it is missing, damaged, not an index, or has a newer format;
         EnvironmentProblem if it cannot be read, or if `writable` and another process writes it.
@@ -118,7 +121,7 @@ class Index:
             raise EnvironmentProblem(
                 f"{folder} cannot be read: {error.strerror}; ask its owner."
             ) from error
-        return cls(folder, writable=writable)
+        return cls(folder, writable=writable, check_sample=check_sample)
 
     def close(self) -> None:
         """Release the files and the right to write. Does nothing the second time."""

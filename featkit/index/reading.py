@@ -31,7 +31,9 @@ class IndexReader:
     the files were replaced.
     """
 
-    def __init__(self, path: Path, catalogue: Catalogue) -> None:
+    def __init__(self, path: Path, catalogue: Catalogue, *, check_sample: bool = True) -> None:
+        """check_sample: refuse an index with a damaged vector among a few sampled ones."""
+        self._checks_sample = check_sample
         self.path, self.catalogue = path, catalogue
         self.vectors_path = path.absolute() / VECTORS_FILE  # stays right if the cwd changes
         self._vectors: CommittedVectors | None = None
@@ -108,9 +110,13 @@ class IndexReader:
                 )
             else:
                 vectors = read_vectors(catalogue, key, rows, signature, searcher)
-            vectors.check_sample()
+            self._check_sample(vectors)
             self._keep(vectors)
         return IndexState(self.path, self.compatibility.width, catalogue, vectors)
+
+    def _check_sample(self, vectors: CommittedVectors) -> None:
+        if self._checks_sample:
+            vectors.check_sample()
 
     def _keep(self, new: CommittedVectors) -> None:
         with self._lock:
@@ -140,7 +146,7 @@ class IndexReader:
         for old, new in zip(before, after, strict=True):
             if old is None or new is None or not old.same_file(new):
                 raise InputError(f"{self.path} is being replaced; try again when that is done.")
-        vectors.check_sample()
+        self._check_sample(vectors)
         self.catalogue.check_still(vectors.key)
 
 

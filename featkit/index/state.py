@@ -63,7 +63,7 @@ class CommittedVectors:
                 raise InputError(
                     f"{self.rows.file.path} does not belong to catalogue.sqlite or is damaged:"
                     f" vector {item_id} differs from the committed one; restore both from one copy,"
-                    " or index the embeddings again."
+                    " or run `featkit repair`."
                 )
 
 
@@ -278,7 +278,8 @@ def read_vectors(
     live[deleted] = False
     sample: dict[int, int] = {}
     if catalogue.has_checksums():
-        sample = catalogue.checksums(spread(rows.num_rows, SAMPLE_SIZE).tolist())
+        ids = np.flatnonzero(live)
+        sample = catalogue.checksums(ids[spread(len(ids), SAMPLE_SIZE)].tolist())
         # If the index is older than checksums, only the items added since have one.
         sample = sample or catalogue.first_checksums(SAMPLE_SIZE)
     return CommittedVectors(key, rows, live, searcher, signature, sample, AllowedIds(rows.num_rows))

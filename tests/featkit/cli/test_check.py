@@ -43,3 +43,17 @@ def test_a_damaged_index_is_repaired_and_synced(
     assert code == 0
     assert "1 new" in out
     assert run(capsys, "check", index, "--quiet")[0] == 0
+
+
+def test_damage_that_keeps_an_index_from_opening_is_repaired(
+    synced: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = Path(shutil.copytree(synced / "i", tmp_path / "i"))
+    overwrite(index, 0, np.zeros(16))  # the first vector is always sampled
+    code, _, error = run(capsys, "list", index)
+    assert code == 2
+    assert "or run `featkit repair`" in error
+    assert run(capsys, "check", index, "--quiet")[0] == 1
+    code, out, _ = run(capsys, "repair", index, "--quiet")
+    assert (code, "Removed 1 images" in out) == (0, True)
+    assert run(capsys, "list", index)[0] == 0
