@@ -47,8 +47,5 @@ def list_items(
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     if rows:
         print_table("", columns, rows)
-    stdout().print(f"{len(items):,} of {counted(total, 'image')}{_which(where)} shown.")
-
-
-def _which(where: str | None) -> str:
-    return "" if where is None else " that match"
+    matching = "" if where is None else " that match"
+    stdout().print(f"{len(items):,} of {counted(total, 'image')}{matching} shown.")

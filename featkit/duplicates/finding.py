@@ -65,7 +65,7 @@ def find_pairs(
     Memory holds a few hundred vectors and thumbnails; one committed state of each index is read at
     a time, so items that are removed meanwhile may be in the result.
     """
-    other = index if against is None else against  # an empty index is False
+    other = index if against is None else against  # an empty index is falsy
     if other.fingerprint != index.fingerprint or other.run != index.run:
         raise InputError(
             f"{other.path} has vectors of {other.model_name} by {other.run}, but {index.path} of"

@@ -12,7 +12,7 @@ from featkit.index import Item
 
 @dataclass(frozen=True)
 class Group:
-    """Items of which each pair is a duplicate; the first one is proposed to be kept.
+    """Items that are duplicates of each other; keeping the first one is proposed.
 
     level: that of the least alike pair. score: its least cosine similarity. reason: why the first
     one is kept, in words.

@@ -92,7 +92,6 @@ def repair(index: Index, report: CheckReport) -> list[str]:
     """
     done: list[str] = []
     if report.damaged:
-        no_vectors = np.zeros((0, index.width), np.float32)
         damaged = report.damaged
         for start in range(0, len(damaged), ROWS_AT_ONCE):
             keys = damaged[start : start + ROWS_AT_ONCE]
@@ -101,7 +100,7 @@ def repair(index: Index, report: CheckReport) -> list[str]:
                 catalogue.remove_items(keys)
                 catalogue.forget_files(keys)
 
-            index.writer().add([], no_vectors, also=forget)
+            index.writer().change(forget)
         done.append(
             f"removed {len(damaged):,} images with a damaged vector; `featkit sync` or `featkit"
             " index` adds them again"

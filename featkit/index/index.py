@@ -387,7 +387,7 @@ class Index:
             thumbnails=thumbnails,
             metadata=metadata,
         )
-        return self._writable().add(items, checked)[0]
+        return self.writer().add(items, checked)[0]
 
     def add_embeddings(
         self,
@@ -408,7 +408,7 @@ class Index:
         InputError if the folder was made by another model, or in a precision that needs a proof;
         Interrupted on Ctrl-C, after which finished shards stay added.
         """
-        writer = self._writable()
+        writer = self.writer()
         self._reader.compatibility.check_embeddings(folder)
         if apart is None:
             apart = twins(
@@ -458,7 +458,7 @@ class Index:
         One transaction removes them. Unknown keys are ignored. InputError, and nothing is removed,
         for a single text instead of a list, a key that is not text, or a wrong filter.
         """
-        return self._writable().remove(text_keys(keys, call="remove("), where=where)
+        return self.writer().remove(text_keys(keys, call="remove("), where=where)
 
     def publish(self, index_id: str, settings: Mapping[str, Value]) -> None:
         """Store settings, for featkit's own modules; the index need not be open for writing.
@@ -469,9 +469,6 @@ class Index:
 
     def writer(self) -> IndexWriter:
         """Return the writer, for featkit's own modules. ValueError if the index is read-only."""
-        return self._writable()
-
-    def _writable(self) -> IndexWriter:
         if self._writer is None:
             raise ValueError(f"{self.path} is open for reading only; open it with writable=True")
         return self._writer
@@ -503,7 +500,7 @@ class Index:
         self._keep_proofs([old for old in self.proofs if old.run != run])
 
     def _keep_proofs(self, proofs: list[Proof]) -> None:
-        self._writable().set_setting("proofs", write_proofs(proofs))
+        self.writer().set_setting("proofs", write_proofs(proofs))
         self.read(lambda _state: None)  # takes over the new setting
 
     # Names of earlier versions, to be removed in the next release ---------------------------------

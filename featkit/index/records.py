@@ -10,6 +10,7 @@ from pathlib import Path
 from featkit.errors import InputError
 
 Value = str | int | float  # and bool, which is an int
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1  # of SQLite
 
 
 class NoSuchItem(InputError):

@@ -19,10 +19,10 @@ from featkit.index.arguments import (
     unit_vectors,
     whole_number,
 )
-from featkit.index.records import Hit, Item, NoSuchItem
+from featkit.index.records import MAX_INTEGER, Hit, Item, NoSuchItem
 from featkit.index.refining import POOL, Refinement, diverse, expanded
 from featkit.index.searcher import Neighbors, Searcher
-from featkit.index.tables import MAX_INTEGER, CatalogueReader, DamagedCatalogue, StateKey
+from featkit.index.tables import CatalogueReader, DamagedCatalogue, StateKey
 from featkit.index.vectors import ChecksummedRows, FileRows, Signature
 
 # When the files have changed, the checksums of this many committed vectors are compared: the

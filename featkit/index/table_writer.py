@@ -9,15 +9,13 @@ from datetime import UTC, datetime
 
 from featkit.errors import InputError
 from featkit.index.connections import FORMAT
-from featkit.index.records import KnownFile, NewItem, Value
+from featkit.index.records import MAX_INTEGER, MIN_INTEGER, KnownFile, NewItem, Value
 from featkit.index.tables import (
     BOOL,
     CHECKSUM,
     FILES_SCHEMA,
     FOLDER_SQL,
-    MAX_INTEGER,
     MAX_METADATA_COLUMNS,
-    MIN_INTEGER,
     NAN,
     NEW_COLUMNS,
     OLD,

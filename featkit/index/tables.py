@@ -49,7 +49,6 @@ from featkit.index.where_sql import (
 from featkit.sources.keys import other_spellings
 
 MAX_METADATA_COLUMNS = 1000
-MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 # Parameters of one statement. SQLite's own limit was 999 until 3.32.
 MAX_PARAMETERS = 500
 

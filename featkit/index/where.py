@@ -23,7 +23,7 @@ class FilterError(InputError):
 
 @dataclass(frozen=True)
 class Column:
-    """A column by name. at: where it stands in the text, counted from 1."""
+    """A column by name. at: its position in the text, counted from 1."""
 
     name: str
     at: int

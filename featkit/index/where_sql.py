@@ -13,6 +13,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from featkit.index.records import MAX_INTEGER, MIN_INTEGER
 from featkit.index.where import (
     All,
     AtLeastOne,
@@ -31,7 +32,6 @@ from featkit.index.where import (
 TEXT, NUMBER, BOOLEAN, ANY = "text", "number", "boolean", "any"
 HOLDS = {TEXT: "text", NUMBER: "numbers", BOOLEAN: "true and false", ANY: "text or numbers"}
 SQL_TYPES = {TEXT: "('text')", NUMBER: "('integer', 'real')"}
-MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 
 
 @dataclass(frozen=True)

@@ -128,12 +128,16 @@ class IndexWriter:
                 matching = [item.key for item in catalogue.items_by_id(ids).values()]
                 return catalogue.remove_items([*keys, *matching])
 
-    def set_setting(self, name: str, value: Value) -> None:
-        """Store a setting."""
+    def change(self, work: Callable[[CatalogueWriter], None]) -> None:
+        """Change the catalogue in one transaction, without adding vectors."""
         with self._guard:
             self._writable()
             with self.catalogue.writing() as catalogue:
-                catalogue.set_setting(name, value)
+                work(catalogue)
+
+    def set_setting(self, name: str, value: Value) -> None:
+        """Store a setting."""
+        self.change(lambda catalogue: catalogue.set_setting(name, value))
 
     def _writable(self) -> VectorWriter:
         assert self._vectors is not None

@@ -97,7 +97,7 @@ class Applier:
                 key: self._known_file(key, changes.digests[key], error=self.known[key].error)
                 for key in block
             }
-            self._commit(recording(files))
+            self.index.writer().change(recording(files))
 
     def _copy(self, pairs: Mapping[str, str], changes: Changes) -> list[str]:
         """Add images with the vector of another with the same bytes; return those without one."""
@@ -174,7 +174,7 @@ class Applier:
                 catalogue.forget_files(old)
                 catalogue.record_files(files)
 
-            self._commit(move)
+            self.index.writer().change(move)
         return not_moved
 
     def _describe(self, keys: Sequence[str]) -> None:
@@ -187,7 +187,7 @@ class Applier:
                 for item_id, item in new.items():
                     catalogue.move_item(item_id, item)
 
-            self._commit(describe)
+            self.index.writer().change(describe)
 
     def _stored(self, keys: Sequence[str]) -> dict[str, Item]:
         return self.index.read(lambda state: state.catalogue.items_by_key(keys))
@@ -199,11 +199,7 @@ class Applier:
                 catalogue.remove_items(block)
                 catalogue.forget_files(block)
 
-            self._commit(remove)
-
-    def _commit(self, change: Callable[[CatalogueWriter], None]) -> None:
-        no_vectors = np.zeros((0, self.index.width), np.float32)
-        self.index.writer().add([], no_vectors, also=change)
+            self.index.writer().change(remove)
 
     # Embedding ------------------------------------------------------------------------------------
 

@@ -51,8 +51,6 @@ from featkit.wording import counted
 LOCK_FILE = "builder.lock"
 PARTIAL, PARTIAL_RECORD = "building.faiss", "building.json"
 SAVE_EVERY_S = 300.0
-# Fewer items are searched exactly as fast.
-FEWEST = 50_000
 NUM_LEFT_OUT = 1000
 LEFT_OUT_SHARE = 0.02
 NUM_COMPARED = 1000  # vectors that identify the content of a build that is continued

@@ -125,9 +125,3 @@ def read_partial(path: Path) -> Any:
     """Read FAISS's index into memory, to continue it. RuntimeError if it is not one."""
     with text_path(path) as text:
         return faiss.read_index(text)
-
-
-def bytes_per_vector(width: int) -> int:
-    """Return the resident bytes of a vector: its code, its links, and its level."""
-    code = (width * 4 + 7) // 8
-    return code + 4 * 2 * LINKS + 20

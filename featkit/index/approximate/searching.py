@@ -1,4 +1,4 @@
-"""Search by a graph where that pays, exactly where it does not.
+"""Search by a graph if that costs less than scanning, and exactly otherwise.
 
     N rows, n of them in the graph, Q queries, k hits
 
@@ -24,7 +24,7 @@ MAX_VIEWS = 16  # filters whose bitmaps are kept
 # share that the filter allows on the whole is allowed.
 NUM_NEAR, NEAR_SHARE = 64, 0.5
 # Walking the graph for allowed rows needs more candidates the fewer they are: by s to this power
-# for a share s (measured, random filters).
+# for a share s, if they are spread at random.
 EF_POWER = -0.77
 MAX_EF = 4096
 QUERIES_AT_ONCE = 64  # their candidates' vectors are in memory at once, in float64
@@ -75,54 +75,33 @@ class GraphSearcher:
         if self._scanning_costs_less(num_inside, view.share) or k > ef:
             return exact_search(queries, rows, k=k, allowed=view.allowed)
         num_candidates = min(max(record.num_candidates, 2 * k), len(self.generation.ids))
-        if view.bits is not None and (far := self._far_from(queries, view)).any():
-            found = [Neighbors(view.outside[:0], np.zeros(0, np.float32))] * len(queries)
-            for near_or_far in (far, ~far):
-                rows_of = np.flatnonzero(near_or_far)
-                part = (
-                    exact_search(queries[rows_of], rows, k=k, allowed=view.allowed)
-                    if near_or_far is far
-                    else self._by_graph(queries[rows_of], rows, k, view, ef, num_candidates)
-                )
-                for i, each in zip(rows_of.tolist(), part, strict=True):
-                    found[i] = each
-            return found
-        return self._by_graph(queries, rows, k, view, ef, num_candidates)
+        positions = self.generation.graph.search(
+            queries, num_candidates=num_candidates, ef=ef, bits=view.bits
+        )
+        others = self._outside(queries, rows, k=k, view=view)
+        found = rank_all(queries, rows, self.generation.ids, positions, others, k=k)
+        is_far = self._far_from(queries, view)
+        wanted = min(k, view.num_allowed)
+        unsure = [i for i, each in enumerate(found) if is_far[i] or len(each.ids) < wanted]
+        if unsure:
+            exact = exact_search(queries[unsure], rows, k=k, allowed=view.allowed)
+            for i, each in zip(unsure, exact, strict=True):
+                found[i] = each
+        return found
 
     def _far_from(self, queries: np.ndarray, view: _View) -> np.ndarray:
         """Return for which queries few of the nearest rows are allowed, (Q,) bool.
 
-        There the graph would give allowed rows that it passes on its way to forbidden ones.
+        There the graph gives allowed rows that it passes on its way to forbidden ones.
         """
+        if view.bits is None:
+            return np.zeros(len(queries), bool)
         near = self.generation.graph.search(
             queries, num_candidates=NUM_NEAR, ef=max(NUM_NEAR, self.generation.record.ef)
         )
         is_allowed = view.allowed[self.generation.ids[near]] & (near >= 0)
         share: np.ndarray = is_allowed.mean(axis=1)
         return share < NEAR_SHARE * view.share
-
-    def _by_graph(
-        self,
-        queries: np.ndarray,
-        rows: Rows,
-        k: int,
-        view: _View,
-        ef: int,
-        num_candidates: int,
-    ) -> list[Neighbors]:
-        if len(queries) == 0:
-            return []
-        positions = self.generation.graph.search(
-            queries, num_candidates=num_candidates, ef=ef, bits=view.bits
-        )
-        others = self._outside(queries, rows, k=k, view=view)
-        found = rank_all(queries, rows, self.generation.ids, positions, others, k=k)
-        short = [i for i, each in enumerate(found) if len(each.ids) < min(k, view.num_allowed)]
-        if short:
-            exact = exact_search(queries[short], rows, k=k, allowed=view.allowed)
-            for i, each in zip(short, exact, strict=True):
-                found[i] = each
-        return found
 
     def _outside(self, queries: np.ndarray, rows: Rows, *, k: int, view: _View) -> list[np.ndarray]:
         """Return the ids of the k nearest rows that are not in the graph, for each query."""

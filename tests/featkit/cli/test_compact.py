@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from featkit.cli.app import main
 from featkit.index import Index
+from tests.commands import run_featkit
 from tests.featkit.index.approximate.conftest import WIDTH, clumped
 from tests.model_files import make_model_file
 
@@ -23,16 +23,8 @@ def index(tmp_path: Path) -> Path:
     return tmp_path / "i"
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    code = main([str(word) for word in words])
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
-def test_compact_reports_size_recall_and_time(
-    index: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, _ = run(capsys, "compact", index, "--quiet")
+def test_compact_reports_size_recall_and_time(index: Path) -> None:
+    code, out, _ = run_featkit("compact", index, "--quiet")
     assert code == 0
     assert re.fullmatch(
         rf"{index} is searched by a graph of 392 images \(0\.\d MB\), built in \d+ s\."
@@ -40,26 +32,26 @@ def test_compact_reports_size_recall_and_time(
         r" \d+\.\d+ ms \(p99 \d+\.\d+ ms\)\.",
         " ".join(out.split()),
     )
-    code, out, _ = run(capsys, "inspect", index, "--json")
+    code, out, _ = run_featkit("inspect", index, "--json")
     facts = json.loads(out)
     assert facts["search"].startswith("graph of 392 images, built 20")
     assert 0.95 <= facts["recall_at_10_low"] <= facts["recall_at_10"] <= 1
 
 
-def test_compact_prints_the_record_as_json(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "compact", index, "--json", "--recall", "0.9")
+def test_compact_prints_the_record_as_json(index: Path) -> None:
+    code, out, _ = run_featkit("compact", index, "--json", "--recall", "0.9")
     assert code == 0
     record = json.loads(out)
     assert (record["num_items"], record["target"]) == (392, 0.9)
 
 
 def test_a_recall_that_is_not_reached_is_one_sentence(
-    index: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("featkit.index.approximate.tuning.lower_end", lambda _shares: 0.5)
-    code, out, error = run(capsys, "compact", index, "--quiet")
+    code, out, error = run_featkit("compact", index, "--quiet")
     assert (code, out) == (1, "")
     assert "but 0.95 was asked for. The index is unchanged" in error
-    code, out, _ = run(capsys, "inspect", index, "--json")
+    code, out, _ = run_featkit("inspect", index, "--json")
     assert json.loads(out)["search"] == "exact"
-    assert run(capsys, "compact", index, "--quiet", "--allow-low-recall")[0] == 0
+    assert run_featkit("compact", index, "--quiet", "--allow-low-recall")[0] == 0

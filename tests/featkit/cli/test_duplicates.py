@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from featkit.cli.app import main
+from tests.commands import run_featkit
 from tests.featkit.duplicates.conftest import scenes as scenes
 
 
@@ -18,17 +18,9 @@ def index(scenes: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(scenes, tmp_path / "photos.index"))
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    code = main([str(word) for word in words])
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
-def test_groups_are_listed_with_what_to_keep(
-    index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_groups_are_listed_with_what_to_keep(index: Path, tmp_path: Path) -> None:
     file = tmp_path / "out.csv"
-    code, out, _ = run(capsys, "duplicates", index, "--csv", file, "--quiet")
+    code, out, _ = run_featkit("duplicates", index, "--csv", file, "--quiet")
     assert code == 0
     assert "keep: largest, 256×192" in " ".join(out.split())
     assert "Nothing" not in out
@@ -38,23 +30,21 @@ def test_groups_are_listed_with_what_to_keep(
     assert len(kept & {"0.jpg", "1.jpg", "2.jpg", "3.jpg"}) >= 3
 
 
-def test_decisions_hide_pairs(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = run(capsys, "duplicates", index, "--json")
+def test_decisions_hide_pairs(index: Path) -> None:
+    _, out, _ = run_featkit("duplicates", index, "--json")
     groups = json.loads(out)["groups"]
     first = [groups[0]["keep"], groups[0]["others"][0]]
-    code, out, _ = run(capsys, "duplicates", index, "--distinct", *first)
+    code, out, _ = run_featkit("duplicates", index, "--distinct", *first)
     assert (code, out) == (0, "1 pair will not be listed any more.\n")
-    _, out, _ = run(capsys, "duplicates", index, "--json")
+    _, out, _ = run_featkit("duplicates", index, "--json")
     for group in json.loads(out)["groups"]:
         assert not {*first} <= {group["keep"], *group["others"]}
 
 
-def test_two_indexes_are_compared(
-    index: Path, scenes: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, _ = run(capsys, "duplicates", index, "--against", scenes, "--json")
+def test_two_indexes_are_compared(index: Path, scenes: Path) -> None:
+    code, out, _ = run_featkit("duplicates", index, "--against", scenes, "--json")
     assert code == 0
     pairs = json.loads(out)["pairs"]
     assert {pair["key"] for pair in pairs if pair["key"] == pair["also"]} >= {"0.jpg", "29.jpg"}
-    code, out, _ = run(capsys, "duplicates", index, "--against", scenes, "--quiet")
+    code, out, _ = run_featkit("duplicates", index, "--against", scenes, "--quiet")
     assert out.rstrip().endswith("as well.")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from featkit.cli.app import main
 from featkit.embedder import Embedder
 from featkit.index import Index
+from tests.commands import run_featkit
 from tests.images import draw_folder
 from tests.model_files import make_model_file
 
@@ -41,16 +41,8 @@ def index(drawn: Path, tmp_path: Path) -> Path:
     return path
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    code = main([str(word) for word in words])
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
-def test_list_prints_items_and_how_many_there_are(
-    index: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, _ = run(capsys, "list", index, "--limit", 2)
+def test_list_prints_items_and_how_many_there_are(index: Path) -> None:
+    code, out, _ = run_featkit("list", index, "--limit", 2)
     assert code == 0
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines == [
@@ -59,15 +51,15 @@ def test_list_prints_items_and_how_many_there_are(
         "1 001.jpg 480×640",
         "2 of 6 images shown.",
     ]
-    code, out, _ = run(capsys, "list", index, "--where", WIDE, "--offset", 2)
+    code, out, _ = run_featkit("list", index, "--where", WIDE, "--offset", 2)
     assert "004.jpg" in out
     assert out.splitlines()[-1] == "1 of 3 images that match shown."
-    code, out, _ = run(capsys, "list", index, "--where", "label = 'b'")
+    code, out, _ = run_featkit("list", index, "--where", "label = 'b'")
     assert (code, out) == (0, "0 of 0 images that match shown.\n")
 
 
-def test_list_prints_json(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "list", index, "--where", WIDE, "--json", "--limit", 1)
+def test_list_prints_json(index: Path) -> None:
+    code, out, _ = run_featkit("list", index, "--where", WIDE, "--json", "--limit", 1)
     assert code == 0
     answer = json.loads(out)
     assert answer["items"][0].pop("added").startswith("20")
@@ -86,25 +78,21 @@ def test_list_prints_json(index: Path, capsys: pytest.CaptureFixture[str]) -> No
     }
 
 
-def test_search_prints_hits_that_match(
-    index: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_search_prints_hits_that_match(index: Path, drawn: Path) -> None:
     query = drawn / "images" / "001.jpg"
-    code, out, _ = run(capsys, "search", index, query, "--where", WIDE)
+    code, out, _ = run_featkit("search", index, query, "--where", WIDE)
     assert code == 0
     assert out.splitlines()[0] == "3 images of 6 match."
     assert all(f"00{i}.jpg" in out for i in (0, 2, 4))
     assert "003.jpg" not in out
-    code, out, _ = run(capsys, "search", index, query, "--where", WIDE, "--json", "-k", 2)
+    code, out, _ = run_featkit("search", index, query, "--where", WIDE, "--json", "-k", 2)
     assert [hit["width"] for hit in json.loads(out)] == [640, 640]
 
 
 @pytest.mark.parametrize("command", ["list", "remove", "search"])
-def test_a_wrong_filter_is_one_sentence(
-    index: Path, drawn: Path, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
+def test_a_wrong_filter_is_one_sentence(index: Path, drawn: Path, command: str) -> None:
     query = [drawn / "images" / "001.jpg"] if command == "search" else []
-    code, out, error = run(capsys, command, index, *query, "--where", "widhh > 5")
+    code, out, error = run_featkit(command, index, *query, "--where", "widhh > 5")
     assert (code, out) == (2, "")
     assert error == (
         "featkit: The filter `widhh > 5` is wrong at column 1: there is no column 'widhh'; did you"
@@ -112,14 +100,14 @@ def test_a_wrong_filter_is_one_sentence(
     )
 
 
-def test_remove_takes_keys_and_a_filter(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, error = run(capsys, "remove", index, "001.jpg", "x\n.jpg", "--where", WIDE)
+def test_remove_takes_keys_and_a_filter(index: Path) -> None:
+    code, out, error = run_featkit("remove", index, "001.jpg", "x\n.jpg", "--where", WIDE)
     assert code == 0
     assert out == f"4 images removed; {index} holds 2 images.\n"
     assert error == f"featkit: {index} has no x\\n.jpg.\n"
     with Index.open(index) as opened:
         assert [item.key for item in opened.items()] == ["003.jpg", "005.jpg"]
-    code, out, _ = run(capsys, "remove", index, "003.jpg", "--json")
+    code, out, _ = run_featkit("remove", index, "003.jpg", "--json")
     assert json.loads(out) == {
         "removed": ["003.jpg"],
         "unknown": [],
@@ -128,10 +116,8 @@ def test_remove_takes_keys_and_a_filter(index: Path, capsys: pytest.CaptureFixtu
     }
 
 
-def test_remove_changes_nothing_in_a_dry_run(
-    index: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, _ = run(capsys, "remove", index, "--where", WIDE, "--dry-run")
+def test_remove_changes_nothing_in_a_dry_run(index: Path) -> None:
+    code, out, _ = run_featkit("remove", index, "--where", WIDE, "--dry-run")
     assert code == 0
     assert "Would be removed" in out
     assert out.splitlines()[-1] == f"3 images would be removed; {index} would hold 3 images."
@@ -139,18 +125,16 @@ def test_remove_changes_nothing_in_a_dry_run(
         assert len(opened) == 6
 
 
-def test_remove_needs_to_know_what(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, error = run(capsys, "remove", index)
+def test_remove_needs_to_know_what(index: Path) -> None:
+    code, _, error = run_featkit("remove", index)
     assert code == 2
     assert "takes keys or --where" in error
 
 
-def test_several_images_are_one_query(
-    index: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_several_images_are_one_query(index: Path, drawn: Path) -> None:
     images = [drawn / "images" / f"00{i}.jpg" for i in (0, 1, 2)]
-    code, out, _ = run(
-        capsys, "search", index, *images[:2], "--minus", images[2], "--json", "-k", 6
+    code, out, _ = run_featkit(
+        "search", index, *images[:2], "--minus", images[2], "--json", "-k", 6
     )
     assert code == 0
     vectors = Embedder(drawn / "m.onnx").embed(images).astype(float)
@@ -159,16 +143,14 @@ def test_several_images_are_one_query(
     scores = {hit["key"]: hit["score"] for hit in json.loads(out)}
     for i in range(3):
         assert scores[f"00{i}.jpg"] == pytest.approx(float(vectors[i] @ query), abs=1e-5)
-    code, out, _ = run(capsys, "search", index, *images[:2], "--minus", images[2])
+    code, out, _ = run_featkit("search", index, *images[:2], "--minus", images[2])
     title = f"Most similar to {images[0]}, {images[1]}, minus {images[2]}"
     assert " ".join(title.split()) in " ".join(out.split())
 
 
-def test_search_leaves_out_low_scores(
-    index: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_search_leaves_out_low_scores(index: Path, drawn: Path) -> None:
     image = drawn / "images" / "003.jpg"
-    code, out, _ = run(capsys, "search", index, image, "--min-score", 0.9999, "--json")
+    code, out, _ = run_featkit("search", index, image, "--min-score", 0.9999, "--json")
     assert (code, [hit["key"] for hit in json.loads(out)]) == (0, ["003.jpg"])
-    code, _, error = run(capsys, "search", index, image, "--diversity", 2)
+    code, _, error = run_featkit("search", index, image, "--diversity", 2)
     assert (code, "diversity is 2.0; it must be from 0 to 1" in error) == (2, True)

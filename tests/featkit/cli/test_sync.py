@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from featkit.cli.app import main
 from featkit.index import Index
+from tests.commands import run_featkit
 from tests.featkit.syncing.conftest import draw, wait_until
 from tests.images import draw_folder
 from tests.model_files import make_model_file
@@ -31,27 +31,19 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return draw_folder(tmp_path / "photos", 3)
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    code = main([str(word) for word in words])
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
 def without_seconds(text: str) -> str:
     return text.rpartition(". ")[0]
 
 
-def test_each_run_says_what_it_did(
-    photos: Path, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, _ = run(capsys, "sync", "photos", "i", "--model", model, "--quiet")
+def test_each_run_says_what_it_did(photos: Path, model: Path) -> None:
+    code, out, _ = run_featkit("sync", "photos", "i", "--model", model, "--quiet")
     assert (code, without_seconds(out)) == (0, "Of 3 images: 3 new; i holds 3 images")
-    code, out, _ = run(capsys, "sync", "photos", "i", "--quiet")
+    code, out, _ = run_featkit("sync", "photos", "i", "--quiet")
     assert (code, without_seconds(out)) == (0, "No change; i holds 3 images")
     (photos / "000.jpg").rename(photos / "moved.jpg")
     shutil.copy(photos / "001.jpg", photos / "copy.jpg")
     (photos / "002.jpg").write_bytes(b"broken")
-    code, out, _ = run(capsys, "sync", "photos", "i", "--quiet")
+    code, out, _ = run_featkit("sync", "photos", "i", "--quiet")
     assert code == 0
     lines = out.splitlines()
     assert lines[0] == "Without an embedding"
@@ -61,13 +53,11 @@ def test_each_run_says_what_it_did(
     )
 
 
-def test_a_dry_run_lists_what_would_be_done(
-    photos: Path, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(capsys, "sync", "photos", "i", "--model", model, "--quiet")
+def test_a_dry_run_lists_what_would_be_done(photos: Path, model: Path) -> None:
+    run_featkit("sync", "photos", "i", "--model", model, "--quiet")
     (photos / "000.jpg").rename(photos / "moved.jpg")
     (photos / "001.jpg").unlink()
-    code, out, _ = run(capsys, "sync", "photos", "i", "--dry-run")
+    code, out, _ = run_featkit("sync", "photos", "i", "--dry-run")
     assert code == 0
     assert "Moved (1)" in out
     assert "000.jpg → moved.jpg" in out
@@ -78,21 +68,19 @@ def test_a_dry_run_lists_what_would_be_done(
 
 
 @pytest.mark.usefixtures("photos")
-def test_json_has_every_count_and_change(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "sync", "photos", "i", "--model", model, "--json")
+def test_json_has_every_count_and_change(model: Path) -> None:
+    code, out, _ = run_featkit("sync", "photos", "i", "--model", model, "--json")
     assert code == 0
     report = json.loads(out)
     assert (report["items"], report["new"], report["indexed"], report["moved"]) == (3, 3, 3, 0)
     assert report["changes"]["new"] == ["000.jpg", "001.jpg", "002.jpg"]
 
 
-def test_an_unmounted_disk_removes_nothing(
-    photos: Path, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(capsys, "sync", "photos", "i", "--model", model, "--quiet")
+def test_an_unmounted_disk_removes_nothing(photos: Path, model: Path) -> None:
+    run_featkit("sync", "photos", "i", "--model", model, "--quiet")
     for path in photos.iterdir():
         path.unlink()
-    code, _, error = run(capsys, "sync", "photos", "i")
+    code, _, error = run_featkit("sync", "photos", "i")
     assert code == 2
     assert error.startswith("featkit: ")
     with Index.open("i") as index:

@@ -96,8 +96,7 @@ def test_the_same_bytes_are_the_first_level(tmp_path: Path) -> None:
             key: KnownFile(size=1, mtime_ns=1, digest=digest)
             for key, digest in (("a", b"1"), ("b", b"1"), ("c", b"2"))
         }
-        no_vectors = np.zeros((0, WIDTH), np.float32)
-        made.writer().add([], no_vectors, also=lambda catalogue: catalogue.record_files(files))
+        made.writer().change(lambda catalogue: catalogue.record_files(files))
         levels = {(p.first, p.second): p.level for p in find_pairs(made, calibration)}
         assert levels == {(0, 1): Level.SAME, (0, 2): Level.NEAR, (1, 2): Level.NEAR}
         same = [*find_pairs(made, calibration, most=Level.SAME)]

@@ -177,9 +177,7 @@ def test_thumbnails_stay_if_the_file_has_none(index: Path, tmp_path: Path) -> No
     before = content(index)
     with Index.open(index, writable=True) as opened:
         write_vectors(opened, tmp_path / "v.parquet")
-        ids = [item.id for item in opened.items()]
         assert read_vectors(opened, VectorFile(tmp_path / "v.parquet")).num_unchanged >= 2
-        assert [item.key for item in opened.items()] == [row[0] for row in before] or ids
         assert {item.key: opened.thumbnail(item.id) for item in opened.items()} == {
             row[0]: row[6] for row in before
         }
