@@ -79,6 +79,7 @@ def export_pretrained(request: ExportRequest, *, on_step: OnStep | None = None) 
                 plain,
                 dim=dim,
                 power=FULL_POWER if request.power is None else request.power,
+                parts=recipe.widths(backbone.widths) if request.each_layer else (),
                 on_step=begin,
             )
         whitening = fitted.whitening

@@ -81,9 +81,8 @@ class EmbeddingGraph(nn.Module):
         """
         if self.whitened:
             return self.whitening_components.shape[0]
-        widths = [self.backbone.widths[layer - 1] for layer in self.layers]
-        joined = sum(widths) if self.recipe.join == "concat" else widths[0]
-        return joined * (1 + ("+" in self.recipe.feature))
+        widths = self.recipe.widths(self.backbone.widths)
+        return sum(widths) if self.recipe.join == "concat" else widths[0]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the recipe's outputs in its order, in float32.

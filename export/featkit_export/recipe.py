@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -35,3 +36,9 @@ class Recipe:
             raise ValueError(
                 f"outputs {self.outputs} must include {EMBEDDING} and be among {', '.join(OUTPUTS)}"
             )
+
+    def widths(self, of_layers: Sequence[int]) -> tuple[int, ...]:
+        """Return the width of each layer's part of a vector, from those of all layers of a backbone
+        whose patch tokens are as wide as its class tokens."""
+        layers = self.layers or (len(of_layers),)
+        return tuple(of_layers[layer - 1] * (1 + ("+" in self.feature)) for layer in layers)

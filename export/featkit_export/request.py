@@ -26,7 +26,7 @@ from featkit_export.recipe import FILE_FEATURES, FileFeature, Join, Recipe
 from featkit_export.report import ExportReport, OnStep, no_step
 
 HUB = "hub:"
-WHITENING = ("whiten", "whiten_on", "dim", "power")
+WHITENING = ("whiten", "whiten_on", "dim", "power", "each_layer")
 FP32: Literal["fp32"] = "fp32"
 # Weights for torch in a Hugging Face folder; each may also come as an index of several files.
 TORCH_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -47,7 +47,8 @@ class ExportRequest:
     last.
     whiten: a file of `featkit whiten` to fold into the graph. whiten_on: images to fit a whitening
     to instead: anything that `featkit embed` takes. dim, power: of that whitening, as in
-    `featkit.whitening.fit_whitening`; None means 128 and 1.
+    `featkit.whitening.fit_whitening`; None means 128 and 1. each_layer: whiten each of the layers
+    on its own.
     size: the only (height, width) in pixels that the file accepts; None keeps sizes dynamic.
     exit: of a network with early exits, the one to cut at, counted from 1; None means the deepest.
     half_weights: store the large weights in fp16 and compute in fp32; for fp32 only.
@@ -67,6 +68,7 @@ class ExportRequest:
     whiten_on: Path | None = None
     dim: int | None = None
     power: float | None = None
+    each_layer: bool = False
     size: tuple[int, int] | None = None
     exit: int | None = None
     name: str | None = None
@@ -95,6 +97,13 @@ class ExportRequest:
             raise InputError(
                 "--dim and --power are of the whitening that --whiten-on IMAGES fits; add it, or"
                 " pass them to `featkit whiten`."
+            )
+        if self.each_layer and not (
+            self.whiten_on is not None and len(self.layers) > 1 and self.join == "concat"
+        ):
+            raise InputError(
+                "--each-layer is for several --layers that are concatenated and whitened; pass"
+                " also --layers, such as 2,3, and --whiten-on IMAGES."
             )
         if self.power is not None:
             check_power(self.power)

@@ -15,7 +15,7 @@ from featkit.embedder import Embedder
 from featkit.errors import InputError
 from featkit.modelfile import read_manifest
 from featkit.sources import Source
-from featkit.whitening import Whitening, check_dim, fit_whitening
+from featkit.whitening import Whitening, check_dim, check_parts, fit_whitening
 from featkit.wording import counted
 from featkit.workers import Workers, workers_for
 from featkit_export.report import OnStep
@@ -46,22 +46,30 @@ class Fitted:
 
 
 def fit_to_images(
-    source: Source, model: Path, *, dim: int, power: float, on_step: OnStep
+    source: Source,
+    model: Path,
+    *,
+    dim: int,
+    power: float,
+    parts: tuple[int, ...] = (),
+    on_step: OnStep,
 ) -> Fitted:
     """Embed the images of a source by a model file without whitening, and fit a whitening to them.
 
-    dim, power: see `fit_whitening`. Images that cannot be read are left out. Memory holds the
-    covariance and a few batches, whatever the number of images. on_step is called every 5 s with
-    the number of images done.
+    dim, power, parts: see `fit_whitening`. Images that cannot be read are left out. Memory holds
+    the covariance and a few batches, whatever the number of images. on_step is called every 5 s
+    with the number of images done.
 
-    InputError if `dim` exceeds the model's width, or if too few images can be read.
+    InputError if `dim` exceeds the model's width, if `parts` are not that wide together, or if too
+    few images can be read.
     """
     manifest = read_manifest(model)
     check_dim(dim, width=manifest.width)
+    check_parts(parts, width=manifest.width)
     embedder = Embedder(model, backend="onnxruntime", precision=FP32, threads=1)
     run = _Run(source, embedder, on_step)
     with closing(run.blocks()) as blocks:
-        whitening = fit_whitening(blocks, dim=dim, model=manifest.made_of, power=power)
+        whitening = fit_whitening(blocks, dim=dim, model=manifest.made_of, power=power, parts=parts)
     return Fitted(whitening, run.failures)
 
 

@@ -31,6 +31,7 @@ def export(
     whiten_on: Path | None = None,
     dim: int | None = None,
     power: float | None = None,
+    each_layer: Annotated[bool, Parameter(negative=())] = False,
     size: str | None = None,
     exit_: int | None = None,
     precision: Literal["fp32", "fp16", "int8"] = "fp32",
@@ -53,6 +54,8 @@ def export(
     Example: featkit export run/ --out m.onnx
 
     Example: featkit export run/ --feature gem --whiten-on images/ --dim 32 --out m.onnx
+
+    Example: featkit export run/ --layers 2,3 --whiten-on images/ --each-layer --out m.onnx
 
     Example: featkit export m.onnx --half-weights --out small.onnx
 
@@ -97,6 +100,10 @@ def export(
     power
         How far --whiten-on makes variances equal, from 0 to 1, as in `featkit whiten`. The default
         is 1, whitening.
+    each_layer
+        Let --whiten-on whiten each of several --layers on its own before they are joined, so that
+        every layer counts the same. Early layers then help to find the same object, and late ones
+        the same kind.
     size
         Fix the image size in pixels, such as 224 or 336x504 (height x width). The file becomes
         faster and accepts no other size.
@@ -139,6 +146,7 @@ def export(
         outputs=parse_outputs(outputs),
         whiten=whiten,
         whiten_on=whiten_on,
+        each_layer=each_layer,
         dim=dim,
         power=power,
         size=parse_size(size),

@@ -27,7 +27,7 @@ from featkit_export.request import ExportRequest, export
 from featkit_export.verify import Parity, ParityError, compare, draw_images
 from tests.commands import run_featkit
 from tests.export.backbones import make_run
-from tests.export.test_stages import defined, run, stages_of
+from tests.export.test_stages import WIDTHS, defined, run, stages_of
 from tests.images import draw_folder
 from tests.sentences import refused
 
@@ -136,6 +136,36 @@ def test_progress_tells_images_rate_and_time_left(
     assert shown[-1].endswith("0 s left")
     assert report.manifest.whitened.endswith("of the variance kept, power 0.5")
     assert report.manifest.width == 4
+
+
+def test_each_layer_is_whitened_on_its_own(run: Path, photos: Path, tmp_path: Path) -> None:
+    out, layers = tmp_path / "each.onnx", (2, 3)
+    request = ExportRequest(
+        source=str(run),
+        out=out,
+        feature="cls+gem",
+        layers=layers,
+        whiten_on=photos,
+        dim=40,
+        power=0.75,
+        each_layer=True,
+    )
+    report = export(request)
+    assert report.manifest.width == 40
+    assert report.manifest.whitened.endswith("2 layers each on its own")
+    plain, folder = tmp_path / "plain.onnx", tmp_path / "emb"
+    export(
+        dataclasses.replace(
+            request, out=plain, whiten_on=None, dim=None, power=None, each_layer=False
+        )
+    )
+    embed_source(open_source(photos), Embedder(plain, backend="onnxruntime"), folder)
+    _, learned = Embeddings.open(folder).read()
+    parts = tuple(2 * WIDTHS[layer - 1] for layer in layers)
+    found = fit_whitening([learned], dim=40, model="", power=0.75, parts=parts)
+    images = draw_images(3, height=40, width=24)
+    wanted = found.apply(defined(stages_of(run, images), "cls+gem", layers).astype(np.float32))
+    np.testing.assert_allclose(Embedder(out).infer(images), wanted, atol=1e-4)
 
 
 def test_whitened_stages_hold_in_half_precision(

@@ -92,6 +92,58 @@ def test_power_of_zero_keeps_all_distances_of_centered_vectors() -> None:
     np.testing.assert_allclose(turned @ turned.T, centered @ centered.T, atol=1e-5)
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_parts_are_each_whitened_to_the_same_variance(power: float) -> None:
+    narrow, wide = drawn_vectors(width=5, seed=1), 3 * drawn_vectors(width=9, seed=2)
+    vectors = np.concatenate([narrow, wide], axis=1)
+    found = fit_whitening([vectors], dim=14, model="m", power=power, parts=(5, 9))
+    parts = []
+    for part in (narrow, wide):
+        oracle = PCA(svd_solver="full").fit(part.astype(np.float64))
+        whitened = oracle.transform(part) / oracle.explained_variance_ ** (power / 2)
+        parts.append(whitened / np.sqrt((whitened**2).sum(axis=1).mean()))
+    expected = np.concatenate(parts, axis=1)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    gram = found.apply(vectors) @ found.apply(vectors).T
+    np.testing.assert_allclose(gram, expected @ expected.T, atol=1e-4)
+    assert found.explained == pytest.approx(1)
+
+
+def test_fewer_dimensions_of_parts_are_the_first() -> None:
+    vectors = np.concatenate([drawn_vectors(width=6, seed=seed) for seed in (1, 2)], axis=1)
+    whole, short = (
+        fit_whitening([vectors], dim=dim, model="m", power=0.75, parts=(6, 6)) for dim in (12, 4)
+    )
+    np.testing.assert_allclose(short.components, whole.components[:4], rtol=1e-4, atol=1e-5)
+    assert 0.3 < short.explained < 1
+    projected = (vectors - whole.mean) @ whole.components.T
+    variances = projected.var(axis=0)
+    assert (np.diff(variances) <= 1e-6).all()
+    assert short.explained == pytest.approx(variances[:4].sum() / variances.sum(), rel=1e-4)
+
+
+def test_parts_of_another_width_are_refused() -> None:
+    with refused("Parts of 5, 8 dimensions are not the 12 of a vector"):
+        fit_whitening([drawn_vectors()], dim=5, model="m", parts=(5, 8))
+
+
+def test_equal_vectors_are_refused() -> None:
+    vectors = drawn_vectors()
+    vectors[:, :4] = 0.25
+    fit_whitening([vectors], dim=5, model="m")
+    with refused("The vectors are all equal, in one layer at least"):
+        fit_whitening([vectors], dim=5, model="m", parts=(4, 8))
+    with refused("The vectors are all equal"):
+        fit_whitening([vectors[:, :4]], dim=2, model="m")
+
+
+def test_a_file_keeps_the_parts(tmp_path: Path) -> None:
+    path = tmp_path / "parts.npz"
+    fit_whitening([drawn_vectors()], dim=5, model="m", parts=(4, 8)).save(path)
+    assert Whitening.load(path).parts == (4, 8)
+    assert Whitening.load(path).about.endswith("of the variance kept, 2 layers each on its own")
+
+
 @pytest.mark.parametrize("power", [-0.01, 1.01, float("nan"), float("inf")])
 def test_power_outside_zero_to_one_is_refused(power: float) -> None:
     with refused(f"A power of {power:g} is not between 0 and 1"):
@@ -104,7 +156,7 @@ def test_file_of_an_earlier_version_has_full_power(tmp_path: Path) -> None:
     assert Whitening.load(path).power == 0.5
     assert Whitening.load(path).about.endswith("% of the variance kept, power 0.5")
     with np.load(path) as arrays:
-        values = {name: arrays[name] for name in arrays.files if name != "power"}
+        values = {name: arrays[name] for name in arrays.files if name not in ("power", "parts")}
     np.savez(path, **values)
     assert Whitening.load(path).power == 1
     assert Whitening.load(path).about.endswith("% of the variance kept")

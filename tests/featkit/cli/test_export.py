@@ -193,6 +193,9 @@ def test_every_flag_reaches_the_file(folder: Path, tmp_path: Path) -> None:
         ("--dim 8", "are of the whitening that --whiten-on IMAGES fits"),
         ("--power 0.5", "are of the whitening that --whiten-on IMAGES fits"),
         ("--whiten-on none --power 2", "A power of 2 is not between 0 and 1"),
+        ("--each-layer", "several --layers that are concatenated and whitened"),
+        ("--each-layer --whiten-on none --layers 2", "such as 2,3, and --whiten-on IMAGES"),
+        ("--each-layer --whiten-on none --layers 1,2 --join mean", "that are concatenated"),
     ],
 )
 def test_flags_that_do_not_fit_the_model_are_refused(
