@@ -57,10 +57,11 @@ def training(things: Path, run: Path, *, steps: int | None = None) -> list[str]:
 
 
 def exporting(things: Path, run: Path, out: Path) -> list[str]:
-    """Return the command that exports the last two stages, whitened on half of the images."""
+    """Return the command that exports the last two stages, each whitened on half of the images."""
     return [
         *("export", str(run), "--feature", "gem", "--layers", "2,3"),
-        *("--whiten-on", str(things / "train-00000.parquet"), "--dim", "256", "--power", "0.75"),
+        *("--whiten-on", str(things / "train-00000.parquet"), "--each-layer"),
+        *("--dim", "256", "--power", "0.75"),
         *("--outputs", "embedding,patches", "--half-weights", "--out", str(out)),
     ]
 

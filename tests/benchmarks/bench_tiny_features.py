@@ -3,7 +3,8 @@
 Measured on what choosing.py holds out for it.
 
 Stages of the convnet are joined, each at unit length. A whitening is fitted to 4,000 training
-images and keeps at most 256 dimensions; its power is that of `featkit whiten`.
+images, to all stages together or to each on its own, and keeps at most 256 dimensions; its power is
+that of `featkit whiten`.
 
 Run: python tests/benchmarks/bench_tiny_features.py RUN [--quick]
 """
@@ -12,13 +13,17 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from featkit.whitening import Whitening
 from featkit_export.recipe import Recipe
 from featkit_export.torch_embedder import TorchEmbedder
+from featkit_train.weights import load_backbone
 from tests.benchmarks.choosing import (
+    EmbeddedPhotographs,
     embed_photographs,
     open_photographs,
     scores_of,
@@ -34,24 +39,37 @@ RECIPES = (
     Recipe(feature="gem", layers=(2, 3)),
     Recipe(feature="gem", layers=(1, 2, 3)),
 )
-POWERS = (None, 0.5, 0.75, 1.0)
+POWERS = (0.5, 0.75, 1.0)
+
+
+def whitenings(
+    embedded: EmbeddedPhotographs, parts: tuple[int, ...]
+) -> Iterator[tuple[str, Whitening | None]]:
+    """Yield what is tried, with its name. parts: the widths of the stages."""
+    yield "none", None
+    for power in POWERS:
+        yield f"power {power:g}", whitening_of(embedded, power=power)
+        if len(parts) > 1:
+            each = whitening_of(embedded, power=power, parts=parts)
+            yield f"power {power:g}, each stage", each
 
 
 def main() -> None:
     """Measure and record."""
     (run,) = arguments()
+    widths = load_backbone(Path(run))[0].widths
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         photographs = open_photographs(Path(folder), quick=is_quick())
         for recipe in RECIPES:
             model = TorchEmbedder.open(Path(run), recipe=recipe)
             embedded = embed_photographs(photographs, model)
-            for power in POWERS:
-                whitening = None if power is None else whitening_of(embedded, power=power)
+            parts = recipe.widths(widths)
+            for name, whitening in whitenings(embedded, parts):
                 row = {
                     "pooling": recipe.feature,
                     "stages": ", ".join(map(str, recipe.layers)) or "last",
-                    "whitening": "none" if power is None else f"power {power:g}",
+                    "whitening": name,
                     **scores_of(embedded, whitening),
                 }
                 print(row, flush=True)

@@ -73,13 +73,17 @@ def embed_photographs(photographs: Photographs, model: ImageModel) -> EmbeddedPh
 
 
 def whitening_of(
-    embedded: EmbeddedPhotographs, *, power: float = POWER, dim: int = DIM
+    embedded: EmbeddedPhotographs,
+    *,
+    power: float = POWER,
+    dim: int = DIM,
+    parts: tuple[int, ...] = (),
 ) -> Whitening:
     """Fit a whitening to some of the gallery, which is a part of the training images."""
     rows = evenly(len(embedded.gallery), most=NUM_FITTED)
     vectors = embedded.gallery.vectors[rows]
     dim = min(dim, vectors.shape[1], len(vectors) - 1)
-    return fit_whitening([vectors], dim=dim, model="", power=power)
+    return fit_whitening([vectors], dim=dim, model="", power=power, parts=parts)
 
 
 def scores_of(
