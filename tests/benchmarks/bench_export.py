@@ -1,8 +1,7 @@
 """Measure an exported ViT-S/14 in every engine and precision, relative to ONNX Runtime in fp32.
 
-More outputs and a single fixed size are measured as well, and int8 of the shipped model with the
-copies that it no longer finds. All weights but the shipped model's are random. Ratios are medians
-of alternating rounds in one run, with one thread and two images per call.
+More outputs and a single fixed size are measured as well. All weights are random. Ratios are
+medians of alternating rounds in one run, with one thread and two images per call.
 Run: python tests/benchmarks/bench_export.py
 """
 
@@ -27,11 +26,9 @@ from featkit.backends import Run, open_backend
 from featkit.embedder import Embedder
 from featkit.evaluate.speed import matrix_flops, multiply_adds
 from featkit.modelfile import EMBEDDING, OUTPUTS, read_manifest
-from featkit.models import default_model_path
 from featkit_export.export import export_backbone
 from featkit_export.graph import EmbeddingGraph
 from featkit_export.int8 import observe_ranges, quantize_static
-from featkit_export.precision import lower
 from featkit_export.recipe import Recipe
 from featkit_export.seal import seal
 from featkit_train.networks.vit_config import ViTConfig
@@ -151,11 +148,6 @@ def main() -> None:
             figures[f"speed of one size alone, one image, {engine}"] = ratios(works, "every")["one"]
         figures["operations an image, GFLOP"] = round(2 * (multiply_adds(plain) or 0) / 1e9, 2)
         figures["matrix product of numpy, one thread, GFLOP/s"] = round(matrix_flops(1) / 1e9, 1)
-
-        shipped = lower(
-            default_model_path(), folder / "tiny.onnx", precision="int8", images=data / "photos"
-        )
-        figures["featkit-tiny in int8"] = shipped.quantization
     write_result("export", figures)
 
 

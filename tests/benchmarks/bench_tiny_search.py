@@ -3,7 +3,7 @@
 Trained on the 38,125 photographs of `things`, and measured on what choosing.py holds out for it.
 
 A variant is measured by the feature that ships (its last two stages, pooled by the generalized
-mean, whitened on 4,000 training images), a vision transformer by its class token, whitened alike.
+mean, each whitened on 4,000 training images), a vision transformer by its class token, whitened alike.
 Trainings are kept in --room: finished ones are not repeated, and a stopped one resumes. Each takes
 10 to 20 minutes of one core with AVX-512 bf16.
 
@@ -146,11 +146,16 @@ def train_variant(variant: Variant, photographs: Photographs, run: Path, *, quic
 
 def measure(run: Path, photographs: Photographs) -> dict[str, float]:
     """Return the scores of a run by the feature that ships, and the minutes of its steps."""
-    is_convnet = isinstance(load_backbone(run)[0], ConvNet)
+    backbone, _ = load_backbone(run)
+    is_convnet = isinstance(backbone, ConvNet)
     recipe = Recipe(feature="gem", layers=(2, 3)) if is_convnet else Recipe()
+    parts = recipe.widths(backbone.widths) if is_convnet else ()
     embedded = embed_photographs(photographs, TorchEmbedder.open(run, recipe=recipe))
     minutes = read_metrics(run / METRICS_FILE).seconds / 60
-    return {**scores_of(embedded, whitening_of(embedded)), "minutes": round(minutes, 1)}
+    return {
+        **scores_of(embedded, whitening_of(embedded, parts=parts)),
+        "minutes": round(minutes, 1),
+    }
 
 
 def main(words: Sequence[str] | None = None) -> None:
