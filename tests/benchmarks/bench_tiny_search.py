@@ -2,8 +2,9 @@
 
 Trained on the 38,125 photographs of `things`, and measured on what choosing.py holds out for it.
 
-A variant is measured by the feature that ships (its last two stages, pooled by the generalized
-mean, each whitened on 4,000 training images), a vision transformer by its class token, whitened alike.
+A variant is measured by the feature that ships: its last two stages, pooled by the generalized
+mean, each whitened on 4,000 training images. A vision transformer is measured by its class token,
+whitened alike.
 Trainings are kept in --room: finished ones are not repeated, and a stopped one resumes. Each takes
 10 to 20 minutes of one core with AVX-512 bf16.
 
@@ -89,9 +90,6 @@ VARIANTS = {
     "b-ref": Variant("weak color and DINO's loss at 0.3", (WEAK_COLOR, *SELF03)),
     "s-proj1": Variant(
         "DINO's loss at 0.3, a projector of one layer", (*SELF03, "joint.num_layers=1")
-    ),
-    "s-temp05": Variant(
-        "DINO's loss at 0.3, class temperature 0.05", (*SELF03, "joint.temperature=0.05")
     ),
     "s-mix50": Variant(
         "DINO's loss at 0.3, CutMix in half of the steps", (*SELF03, "joint.mix_probability=0.5")
