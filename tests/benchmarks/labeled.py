@@ -88,7 +88,6 @@ def open_cifar() -> Images:
 # The steps on CIFAR-10 are those of 90 seconds on one core, as in docs/figures/labels.md.
 CIFAR = (
     "crops.global_size=32",
-    "crops.test_size=null",
     "crops.global_scale=[0.5, 1.0]",
     "crops.rotation_degrees=10",
     "resize=stretch",
@@ -103,7 +102,6 @@ SETTINGS: Mapping[str, Setting] = {
             "classifier.arch=featkit:convnet",
             "classifier.options={stem: 16, widths: [32, 64, 128], blocks: [1, 2, 3]}",
             "crops.global_size=48",
-            "crops.test_size=null",
             "crops.global_scale=[0.35, 1.0]",
             "crops.rotation_degrees=0",
             "optim.lr=2e-3",

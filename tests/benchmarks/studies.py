@@ -81,7 +81,6 @@ MOMENTUM_STEPS = 1000
 DINO = (
     "network.options={stem: 16, widths: [32, 64, 128], blocks: [1, 2, 3]}",
     "crops.global_size=48",
-    "crops.test_size=null",
     "dino.head={num_prototypes: 1024, hidden_width: 512, bottleneck_width: 128}",
     "run.held_out=0",
     "run.on_collapse=warn",

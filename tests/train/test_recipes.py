@@ -247,3 +247,12 @@ def test_a_recipe_of_one_method_is_refused_by_another() -> None:
 def test_unread_sections_of_a_recipe_are_skipped_not_settings() -> None:
     assert configure("dino", "tiny").ibot == TrainConfig().ibot
     assert configure("ibot", "tiny").ibot != TrainConfig().ibot
+
+
+def test_other_crops_leave_the_test_size_of_a_recipe_behind() -> None:
+    assert configure("dino", "small").crops.test_size == 96
+    assert configure("dino", "small", {"optim.lr": 0.1}).crops.test_size == 96
+    assert configure("dino", "small", {"crops.global_size": 48}).crops.test_size is None
+    both = {"crops.test_size": 80, "crops.global_size": 48}
+    for settings in (both, dict(reversed(both.items()))):
+        assert configure("dino", "small", settings).crops.test_size == 80

@@ -67,7 +67,8 @@ class CropConfig:
     set."""
     test_size: Positive | None = None
     """Side of the images that the trained model takes. Crops show things larger than whole images
-    do, so a side above global_size suits (FixRes, arXiv 1906.06423). null: global_size."""
+    do, so a side above global_size may suit (FixRes, arXiv 1906.06423). null: global_size, also if
+    that is set by itself."""
     local_size: int = 96
     """Side of local crops."""
     num_local: int = 8

@@ -20,6 +20,7 @@ def configure(
     may name its `method`, or several as `methods`. Sections that this method does not read are
     left out of a recipe that names no method.
     settings: values by dotted names, such as {"optim.lr": 0.002}. The method must read them.
+    Another crops.global_size leaves the recipe's crops.test_size behind.
     InputError for a recipe of another method, and as in `from_mapping`.
     """
     if method not in METHODS:
@@ -37,4 +38,9 @@ def configure(
         for section, value in mapping.items()
         if section not in METHODS[method].unread()
     }
-    return from_mapping(TrainConfig, with_settings(read, settings or {}))
+    settings = settings or {}
+    if "crops.global_size" in settings:
+        # A recipe's test size suits its own crops only: at twice the side of its crops a network
+        # named 0.09 of images right, and 0.28 at their side.
+        settings = {"crops.test_size": None, **settings}
+    return from_mapping(TrainConfig, with_settings(read, settings))
