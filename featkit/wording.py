@@ -17,6 +17,13 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
+def duration(seconds: float) -> str:
+    """Return seconds in the unit a person would use."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 120 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def typed(path: str | Path) -> str:
     """Return a path as it is typed in a shell, for a command in a message: quoted if it has spaces
     or special characters."""

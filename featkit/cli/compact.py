@@ -4,50 +4,52 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from featkit.cli.console import ProgressReporter, print_json, stdout
 from featkit.cli.options import AsJson, Quiet
+from featkit.cli.promising import Memory, Recall, in_words, promise_from
 from featkit.extras import need_extra
-from featkit.wording import counted
-
-if TYPE_CHECKING:
-    from featkit.index.approximate.generation import Generation
 
 
 def compact(
     index: Path,
     /,
     *,
-    recall: float = 0.95,
+    memory: Memory = None,
+    recall: Recall = None,
     allow_low_recall: Annotated[bool, Parameter(negative="")] = False,
     quiet: Quiet = False,
     json_: AsJson = False,
 ) -> None:
-    """Build a graph over INDEX, so that searches no longer read every vector.
+    """Build short codes of INDEX, so that searches no longer read every vector.
 
-    Exact search is fast enough below 50,000 images. The graph takes about a fifth of the vectors'
-    bytes. The index can be searched and written meanwhile; images that are added later are searched
-    exactly until the next `featkit compact`. If the command is stopped, run it again to continue.
+    Exact search is fast enough below 50,000 images. The codes take about a fifth of the vectors'
+    bytes, or less if --memory says so. The index can be searched and written meanwhile; images that
+    are added later are searched exactly until the next `featkit compact`. If the command is
+    stopped, run it again to continue.
+
+    With --memory or --recall, `featkit sync` and `featkit index` build the codes again when the
+    index has changed by a fifth.
 
     Example: featkit compact photos.index --recall 0.95
+
+    Example: featkit compact photos.index --memory 500MB
 
     Parameters
     ----------
     index
         A folder from `featkit index` or `featkit sync`.
-    recall
-        The share of the ten nearest images that searches must find, measured on images that are
-        left out of the graph. Searches are tuned to it, and the index stays as it is if it is not
-        reached.
     allow_low_recall
-        Use the graph even if it does not reach the recall.
+        Use the codes even if they do not reach the recall.
     """
     need_extra("cpu", "faiss")
     from featkit.index import Index
     from featkit.index.approximate.building import compact as build
+    from featkit.index.approximate.codes import FINE_GRAPH
+    from featkit.index.approximate.upkeep import Promise, give_promise, promise_of
 
     silent = quiet or json_
 
@@ -55,29 +57,24 @@ def compact(
         if not silent:
             stdout().print(f"{step} ...")
 
+    given = promise_from(memory, recall)
     with (
         Index.open(index) as opened,
         ProgressReporter("adding", total=len(opened), unit="vectors", quiet=silent) as progress,
     ):
+        promise = given or promise_of(opened) or Promise()
+        plan = promise.plan(len(opened), opened.width)
         generation = build(
             opened,
-            target=recall,
+            kind=plan.kind or FINE_GRAPH,
+            target=promise.recall,
             allow_low_recall=allow_low_recall,
             on_progress=lambda done, _total: progress(done, 0),
             on_step=on_step,
         )
+        if given is not None:
+            give_promise(opened, given)
     if json_:
         print_json(asdict(generation))
     else:
-        stdout().print(_in_words(generation, index))
-
-
-def _in_words(generation: Generation, index: Path) -> str:
-    measured = generation.measured
-    return (
-        f"{index} is searched by a graph of {counted(generation.num_items, 'image')}"
-        f" ({generation.num_bytes / 1e6:,.1f} MB), built in {generation.seconds:,.0f} s."
-        f" recall@10 {measured.recall_at_10:.3f} (at least {measured.low:.3f}), recall@1"
-        f" {measured.recall_at_1:.3f}; one search takes {measured.p50_ms:.2f} ms (p99"
-        f" {measured.p99_ms:.2f} ms)."
-    )
+        stdout().print(in_words(generation, str(index)))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from featkit.cli.console import ProgressReporter, print_json, stdout
 from featkit.cli.options import AsJson, Quiet
+from featkit.cli.promising import Memory, Recall, keep_promise, promise_from
 from featkit.errors import InputError
 from featkit.extras import need_extra
 from featkit.wording import counted, typed
@@ -13,6 +14,7 @@ from featkit.wording import counted, typed
 if TYPE_CHECKING:
     from featkit.embeddings import Embeddings
     from featkit.index import AddReport
+    from featkit.index.approximate.upkeep import Promise
 
 
 def index(
@@ -21,6 +23,8 @@ def index(
     *,
     out: Path,
     model: Path | None = None,
+    memory: Memory = None,
+    recall: Recall = None,
     quiet: Quiet = False,
     json_: AsJson = False,
 ) -> None:
@@ -31,6 +35,8 @@ def index(
     stopped, run it again to resume.
 
     Example: featkit index emb/ --out photos.index
+
+    Example: featkit index emb/ --out photos.index --memory 2GB --recall 0.95
 
     Parameters
     ----------
@@ -49,8 +55,9 @@ def index(
     from featkit.index import Index
     from featkit.sources.base import PARQUET_SUFFIXES, suffix_of
 
+    promise = promise_from(memory, recall)
     if embeddings.is_file() and suffix_of(embeddings.name) in PARQUET_SUFFIXES:
-        _index_file(embeddings, out, model, quiet=quiet, json_=json_)
+        _index_file(embeddings, out, model, promise, quiet=quiet, json_=json_)
         return
     if model is not None:
         raise InputError(f"{embeddings} has a model of its own; leave --model out.")
@@ -68,6 +75,7 @@ def index(
     ):
         report = opened.add_embeddings(folder, on_progress=progress)
         num_items = len(opened)
+        keep_promise(opened, promise, quiet=quiet or json_)
     if missing:
         print(
             f"featkit: {embeddings} is not finished: {missing:,} of"
@@ -78,7 +86,15 @@ def index(
     _print_report(report, out, num_items, missing_shards=missing, json_=json_)
 
 
-def _index_file(file: Path, out: Path, model: Path | None, *, quiet: bool, json_: bool) -> None:
+def _index_file(
+    file: Path,
+    out: Path,
+    model: Path | None,
+    promise: "Promise | None",
+    *,
+    quiet: bool,
+    json_: bool,
+) -> None:
     """Index a Parquet file of vectors."""
     from featkit.backends import Run
     from featkit.index import Index
@@ -106,6 +122,7 @@ def _index_file(file: Path, out: Path, model: Path | None, *, quiet: bool, json_
     with opened, ProgressReporter("indexing", total=None, quiet=quiet or json_) as progress:
         report = read_vectors(opened, vectors, on_progress=progress)
         num_items = len(opened)
+        keep_promise(opened, promise, quiet=quiet or json_)
     _print_report(report, out, num_items, json_=json_)
 
 

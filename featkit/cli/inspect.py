@@ -117,7 +117,8 @@ def _search_facts(index: "Index") -> dict[str, Any]:
     generation = Generation.from_json(str(text))
     measured = generation.measured
     return {
-        "search": f"graph of {generation.num_items:,} images, built {generation.built}",
+        "search": f"{generation.kind.about}, of {generation.num_items:,} images, built"
+        f" {generation.built}",
         "recall_at_10": measured.recall_at_10,
         "recall_at_10_low": measured.low,
         "search_p50_ms": measured.p50_ms,

@@ -13,12 +13,14 @@ from cyclopts import Parameter
 
 from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.options import AsJson, Quiet, Rehash, Retry
+from featkit.cli.promising import Memory, Recall, keep_promise, promise_from
 from featkit.cli.selecting import SelectionFlags, selection_of
 from featkit.errors import FeatkitError, InputError, Interrupted
 from featkit.extras import need_extra
 from featkit.wording import counted
 
 if TYPE_CHECKING:
+    from featkit.index.approximate.upkeep import Promise
     from featkit.syncing import SyncOptions, SyncReport
 
 Flag = Annotated[bool, Parameter(negative="")]
@@ -40,6 +42,8 @@ def sync(
     gps: Flag = False,
     watch: Flag = False,
     threads: int | None = None,
+    memory: Memory = None,
+    recall: Recall = None,
     quiet: Quiet = False,
     json_: AsJson = False,
     select: SelectionFlags | None = None,
@@ -92,11 +96,14 @@ def sync(
         gps=gps,
         workers=threads,
     )
+    promise = promise_from(memory, recall)
     if watch:
-        _watch(photos, index, model, options, quiet=quiet, json_=json_)
+        _watch(photos, index, model, options, promise, quiet=quiet, json_=json_)
         return
     report = _run(photos, index, model, options, quiet=quiet or json_)
     _print_report(report, index, json_=json_)
+    if not dry_run:
+        _keep_promise(index, promise, quiet=quiet or json_)
 
 
 def _watch(
@@ -104,6 +111,7 @@ def _watch(
     index: Path,
     model: Path | None,
     options: SyncOptions,
+    promise: Promise | None,
     *,
     quiet: bool,
     json_: bool,
@@ -117,7 +125,9 @@ def _watch(
     is_first = True
     for _ in changes_of(photos, own=index):
         try:
-            report = _run(photos, index, model, options, quiet=quiet or json_ or not is_first)
+            silent = quiet or json_ or not is_first
+            report = _run(photos, index, model, options, quiet=silent)
+            _keep_promise(index, promise if is_first else None, quiet=silent)
         except Interrupted:
             raise
         except FeatkitError as error:
@@ -144,6 +154,13 @@ def _run(
     if options.dry_run and not quiet:
         _print_changes(report)
     return report
+
+
+def _keep_promise(index: Path, promise: Promise | None, *, quiet: bool) -> None:
+    from featkit.index import Index
+
+    with Index.open(index) as opened:
+        keep_promise(opened, promise, quiet=quiet)
 
 
 def _print_report(report: SyncReport, index: Path, *, json_: bool) -> None:

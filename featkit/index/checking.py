@@ -4,7 +4,7 @@ the catalogue       SQLite's own check of its pages
 the vectors         every one against its checksum, and its length
 the thumbnails      of a sample: each can be decoded, and its vector is nearer to the item's own
                     than to those of the others
-the graph           its files belong to the catalogue, and sampled items find themselves
+codes               their files belong to the catalogue, and sampled items find themselves
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ import numpy as np
 from featkit.errors import EnvironmentProblem, FeatkitError, InputError
 from featkit.images import decode
 from featkit.index.approximate.building import compact
-from featkit.index.approximate.generation import SETTING, Generation, OpenGeneration
+from featkit.index.approximate.generation import (
+    FOLDER,
+    SETTING,
+    Generation,
+    OpenGeneration,
+    checksum,
+    codes_path,
+)
 from featkit.index.arguments import UNIT_TOLERANCE
 from featkit.index.index import Index
 from featkit.index.records import Item
@@ -31,10 +38,10 @@ SHOWN_KEYS = 20
 # A thumbnail is smaller than the image and compressed, so its vector is not exactly the item's.
 # A thumbnail is strange if another item's vector is nearer by this share of the usual distance.
 CLEARLY_NEARER = 0.5
-FEWEST_FOUND = 0.9  # share of sampled items that find themselves by the graph
+FEWEST_FOUND = 0.9  # share of sampled items that find themselves by codes
 
 RESTORE = "restore the index from a copy, or make it again"
-VECTORS, THUMBNAILS, GRAPH, CATALOGUE = "vectors", "thumbnails", "graph", "catalogue"
+VECTORS, THUMBNAILS, CODES, CATALOGUE = "vectors", "thumbnails", "codes", "catalogue"
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ def check(
         _check_thumbnails(index, report)
     except InputError as error:
         report.problems.append(Problem(CATALOGUE, _first_part(error), RESTORE))
-    _check_graph(index, report)
+    _check_codes(index, report)
     return report
 
 
@@ -88,7 +95,7 @@ def repair(index: Index, report: CheckReport) -> list[str]:
     """Repair what a check found in an index that is open for writing; return what was done.
 
     Items with a damaged vector are removed, and forgotten by `featkit sync`, so that the next sync
-    embeds them again. A damaged graph is built again. Other problems need a copy of the index.
+    embeds them again. Damaged codes are built again. Other problems need a copy of the index.
     """
     done: list[str] = []
     if report.damaged:
@@ -105,11 +112,11 @@ def repair(index: Index, report: CheckReport) -> list[str]:
             f"removed {len(damaged):,} images with a damaged vector; `featkit sync` or `featkit"
             " index` adds them again"
         )
-    if any(problem.part == GRAPH for problem in report.problems):
+    if any(problem.part == CODES for problem in report.problems):
         text = index.read(lambda state: state.catalogue.settings().get(SETTING))
-        target = Generation.from_json(str(text)).target
-        compact(index, target=target, allow_low_recall=True)
-        done.append("built the graph again")
+        record = Generation.from_json(str(text))
+        compact(index, kind=record.kind, target=record.target, allow_low_recall=True)
+        done.append(f"built {record.kind.about} again")
     return done
 
 
@@ -222,15 +229,18 @@ def _check_thumbnails(index: Index, report: CheckReport) -> None:
         )
 
 
-def _check_graph(index: Index, report: CheckReport) -> None:
+def _check_codes(index: Index, report: CheckReport) -> None:
     text = index.read(lambda state: state.catalogue.settings().get(SETTING))
     if text is None:
         return
     remedy = "run `featkit repair`, or `featkit compact`"
     try:
-        OpenGeneration(index.path, Generation.from_json(str(text)))
+        record = Generation.from_json(str(text))
+        OpenGeneration(index.path, record)
+        if checksum(codes_path(index.path, record.name)) != record.crc32:
+            raise InputError(f"{index.path / FOLDER} is damaged.")
     except InputError as error:
-        report.problems.append(Problem(GRAPH, _first_part(error), remedy))
+        report.problems.append(Problem(CODES, _first_part(error), remedy))
         return
     damaged = {*report.damaged}
 
@@ -241,11 +251,11 @@ def _check_graph(index: Index, report: CheckReport) -> None:
     try:
         found = index.read(find)
     except FeatkitError as error:
-        report.problems.append(Problem(GRAPH, _first_part(error), remedy))
+        report.problems.append(Problem(CODES, _first_part(error), remedy))
         return
     if found and np.mean(found) < FEWEST_FOUND:
-        wrong = f"only {sum(found)} of {len(found)} sampled images find themselves by the graph"
-        report.problems.append(Problem(GRAPH, wrong, remedy))
+        wrong = f"only {sum(found)} of {len(found)} sampled images find themselves by codes"
+        report.problems.append(Problem(CODES, wrong, remedy))
 
 
 def _first_part(error: FeatkitError) -> str:

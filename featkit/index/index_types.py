@@ -9,34 +9,34 @@ from weakref import WeakValueDictionary
 
 from featkit.errors import InputError
 from featkit.index.approximate.generation import SETTING, Generation, OpenGeneration
-from featkit.index.approximate.searching import GraphSearcher
+from featkit.index.approximate.searching import CodesSearcher
 from featkit.index.exact import ExactSearcher
 from featkit.index.records import Value
 from featkit.index.searcher import Searcher
 
 INDEX_TYPE = "index_type"  # the setting
-EXACT, GRAPH = "exact", "graph"
+EXACT, APPROXIMATE = "exact", "approximate"
 log = logging.getLogger("featkit.index")
 # Each commit makes a new state with a searcher of its own; they share what is open.
-_open: WeakValueDictionary[tuple[Path, str], OpenGeneration] = WeakValueDictionary()
+_open: WeakValueDictionary[tuple[Path, Generation], OpenGeneration] = WeakValueDictionary()
 
 
-def _open_graph(index: Path, settings: Mapping[str, Value]) -> Searcher:
+def _open_generation(index: Path, settings: Mapping[str, Value]) -> Searcher:
     """Open the generation of an index, or search exactly if it cannot be opened."""
     try:
         record = Generation.from_json(str(settings.get(SETTING)))
-        key = (index.absolute(), record.name)
+        key = (index.absolute(), record)
         generation = _open.get(key) or _open.setdefault(key, OpenGeneration(index, record))
     except InputError as error:
         log.warning("%s Until then, %s is searched exactly, which takes longer.", error, index)
         return ExactSearcher()
-    return GraphSearcher(generation)
+    return CodesSearcher(generation)
 
 
 # Each opens the searcher of an index folder; a type may keep its own files there.
 SEARCHERS: dict[str, Callable[[Path, Mapping[str, Value]], Searcher]] = {
     EXACT: lambda _index, _settings: ExactSearcher(),
-    GRAPH: _open_graph,
+    APPROXIMATE: _open_generation,
 }
 
 

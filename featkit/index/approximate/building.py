@@ -1,16 +1,16 @@
-"""Build a graph over an index while it is read and written, and put it in place.
+"""Build the codes of an index while it is read and written, and put them in place.
 
-The graph is built from a snapshot: committed vectors never change. What is written meanwhile is
+They are built from a snapshot: committed vectors never change. What is written meanwhile is
 scanned until the next build. A build that was stopped continues from the last part that it saved.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import secrets
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,29 +20,33 @@ import numpy as np
 
 from featkit.atomic import explain_os_errors, replace_file, write_text
 from featkit.errors import FeatkitError, InputError, Interrupted
+from featkit.index.approximate.codes import (
+    EF_CONSTRUCTION,
+    FINE_GRAPH,
+    LINKS,
+    ROWS_PER_ADD,
+    Codes,
+    Kind,
+    add,
+    begin,
+    finish,
+    num_trained_on,
+    read_partial,
+    write_codes,
+)
 from featkit.index.approximate.generation import (
     FOLDER,
     INT64,
     SETTING,
     Generation,
     OpenGeneration,
-    graph_path,
+    checksum,
+    codes_path,
     ids_path,
-)
-from featkit.index.approximate.graph import (
-    CODES,
-    EF_CONSTRUCTION,
-    LINKS,
-    NUM_TRAINED_ON,
-    ROWS_PER_ADD,
-    Graph,
-    build,
-    read_partial,
-    write_graph,
 )
 from featkit.index.approximate.tuning import truth_of, tune
 from featkit.index.index import Index
-from featkit.index.index_types import GRAPH, INDEX_TYPE
+from featkit.index.index_types import APPROXIMATE, INDEX_TYPE
 from featkit.index.state import spread
 from featkit.index.vectors import FileRows
 from featkit.lock import WriterLock
@@ -53,23 +57,23 @@ PARTIAL, PARTIAL_RECORD = "building.faiss", "building.json"
 SAVE_EVERY_S = 300.0
 NUM_LEFT_OUT = 1000
 LEFT_OUT_SHARE = 0.02
-NUM_COMPARED = 1000  # vectors that identify the content of a build that is continued
+NUM_COMPARED = 1000  # vectors that identify the content of an index
 SEED = 0
 
 Progress = Callable[[int, int], None]
 
 
 class LowRecall(FeatkitError):
-    """A graph does not reach the recall that was asked for. measured: what it reaches."""
+    """Codes do not reach the recall that was asked for. generation: what they reach."""
 
     def __init__(self, index: Path, generation: Generation) -> None:
         self.generation = generation
         measured = generation.measured
         super().__init__(
-            f"Searching {index} by a graph reaches a recall@10 of {measured.recall_at_10:.3f} (at"
-            f" least {measured.low:.3f}) in {measured.p50_ms:.1f} ms, but {generation.target:g} was"
-            " asked for. The index is unchanged; ask for less with --recall, or take it with"
-            " --allow-low-recall."
+            f"Searching {index} by {generation.kind.about} reaches a recall@10 of"
+            f" {measured.recall_at_10:.3f} (at least {measured.low:.3f}) in {measured.p50_ms:.1f}"
+            f" ms, but {generation.target:g} was asked for. Searches stay as they were; ask for"
+            " less with --recall, allow more with --memory, or take it with --allow-low-recall."
         )
 
 
@@ -91,20 +95,23 @@ class Snapshot:
 def compact(
     index: Index,
     *,
+    kind: Kind = FINE_GRAPH,
     target: float = 0.95,
     allow_low_recall: bool = False,
     on_progress: Progress = lambda _done, _total: None,
     on_step: Callable[[str], None] = lambda _step: None,
 ) -> Generation:
-    """Build a graph over an index, measure it, and search by it from now on.
+    """Build the codes of an index, measure them, and search by them from now on.
 
-    The index is open for reading; another process may write it meanwhile. target: the recall@10
-    that searches are tuned to, by the lower end of its 95 % interval. on_progress: called with the
-    number of vectors added and their total; on_step: with what is done, in words.
+    The index is open for reading; another process may write it meanwhile. kind: what to build;
+    `planning.plan_search` chooses. target: the recall@10 that searches are tuned to, by the lower
+    end of its 95 % interval. on_progress: called with the number of vectors added and their total;
+    on_step: with what is done, in words.
 
     LowRecall if the target is not reached, unless allow_low_recall; InputError for fewer than 2
-    items or a wrong target; EnvironmentProblem if another process builds a graph, or on a full
-    disk; Interrupted on Ctrl-C, after which another call continues.
+    items, a wrong target, or an index that was replaced meanwhile; EnvironmentProblem if another
+    process builds, or on a full disk; Interrupted on Ctrl-C. After LowRecall and Interrupted,
+    another call continues with what was built.
     """
     if not 0 < target <= 1:
         raise InputError(f"The recall is {target:g}; it must be above 0 and at most 1.")
@@ -113,7 +120,7 @@ def compact(
         folder.mkdir(exist_ok=True)
     lock = WriterLock(folder / LOCK_FILE)
     try:
-        return _compact(index, target, allow_low_recall, on_progress, on_step)
+        return _compact(index, kind, target, allow_low_recall, on_progress, on_step)
     except KeyboardInterrupt:
         raise Interrupted(
             f"Stopped by Ctrl-C; {index.path} is unchanged, and the same command continues."
@@ -124,6 +131,7 @@ def compact(
 
 def _compact(
     index: Index,
+    kind: Kind,
     target: float,
     allow_low_recall: bool,
     on_progress: Progress,
@@ -134,22 +142,29 @@ def _compact(
     if len(snapshot.ids) < 2:
         raise InputError(f"{index.path} has {counted(len(snapshot.ids), 'image')}; add more first.")
     left_out, ids = _split(snapshot.ids)
-    name = f"{snapshot.rows.num_rows:010}-{secrets.token_hex(4)}"
-    on_step("building the graph")
-    _build(index.path, snapshot, ids, name, on_progress)
-    graph = Graph.open(graph_path(index.path, name))
-    on_step("measuring its recall")
+    content = _content(snapshot.rows, ids)
+    name = f"{snapshot.rows.num_rows:010}-{_digest(kind, snapshot, ids, content)}"
+    in_use = _current(index)
+    _remove_files(index.path, keep=(name, in_use.name if in_use else None))
+    path = codes_path(index.path, name)
+    if not _is_built(index.path, name, in_use):
+        on_step(f"building {kind.about}")
+        _build(index.path, kind, snapshot, ids, name, on_progress)
+    codes = Codes.open(path)
+    on_step("measuring the recall")
     truth = truth_of(snapshot.rows, ids, snapshot.rows.take(left_out))
-    ef, num_candidates, measured = tune(
-        graph, ids, snapshot.rows, truth, target=target, on_step=on_step
+    effort, num_candidates, measured = tune(
+        codes, kind, ids, snapshot.rows, truth, target=target, on_step=on_step
     )
     generation = Generation(
         name=name,
+        kind_name=kind.name,
         num_items=len(ids),
         until=snapshot.rows.num_rows,
         ids_crc32=zlib.crc32(ids.astype(INT64).tobytes()),
-        num_bytes=graph_path(index.path, name).stat().st_size,
-        ef=ef,
+        num_bytes=path.stat().st_size,
+        crc32=checksum(path),
+        effort=effort,
         num_candidates=num_candidates,
         target=target,
         built=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -157,22 +172,40 @@ def _compact(
         measured=measured,
     )
     if measured.low < target and not allow_low_recall:
-        _remove_files(index.path, keep=current_name(index))
         raise LowRecall(index.path, generation)
     OpenGeneration(index.path, generation)  # as readers will open it
-    index.publish(snapshot.index_id, {SETTING: generation.to_json(), INDEX_TYPE: GRAPH})
-    _remove_files(index.path, keep=name)
+    now = Snapshot.of(index).rows
+    if now.num_rows < snapshot.rows.num_rows or _content(now, ids) != content:
+        raise InputError(
+            f"{index.path} was replaced by another copy meanwhile; run the command again."
+        )
+    index.publish(snapshot.index_id, {SETTING: generation.to_json(), INDEX_TYPE: APPROXIMATE})
+    _remove_files(index.path, keep=(name,))
     return generation
 
 
-def current_name(index: Index) -> str | None:
-    """Return the name of the generation that searches use, if there is one."""
+def _current(index: Index) -> Generation | None:
+    """Return what searches use, if it can be read."""
     text = index.read(lambda state: state.catalogue.settings().get(SETTING))
-    return None if text is None else Generation.from_json(str(text)).name
+    try:
+        return None if text is None else Generation.from_json(str(text))
+    except InputError:
+        return None
+
+
+def _is_built(path: Path, name: str, in_use: Generation | None) -> bool:
+    """Return whether files of this name are there: those in use, undamaged, or those of a build
+    that was stopped while it was measured."""
+    files = (codes_path(path, name), ids_path(path, name))
+    if not all(file.is_file() for file in files):
+        return False
+    if in_use is None or in_use.name != name:
+        return True
+    return checksum(files[0]) == in_use.crc32 and checksum(files[1]) == in_use.ids_crc32
 
 
 def _split(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids to measure by, which stay out of the graph, and the others; both ascending."""
+    """Return ids to measure by, which get no codes, and the others; both ascending."""
     count = max(1, min(NUM_LEFT_OUT, int(LEFT_OUT_SHARE * len(ids))))
     is_left_out = np.zeros(len(ids), bool)
     is_left_out[np.random.default_rng(SEED).choice(len(ids), count, replace=False)] = True
@@ -180,80 +213,95 @@ def _split(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _build(
-    path: Path, snapshot: Snapshot, ids: np.ndarray, name: str, on_progress: Progress
+    path: Path,
+    kind: Kind,
+    snapshot: Snapshot,
+    ids: np.ndarray,
+    name: str,
+    on_progress: Progress,
 ) -> None:
-    """Build the graph of these items and write its files."""
-    partial = _Partial(path / FOLDER, _digest(snapshot, ids))
-    graph, num_done = partial.read()
+    """Build the codes of these items and write their files."""
+    partial = _Partial(path / FOLDER, name)
+    index, num_done = partial.read()
     saved = time.monotonic()
 
-    def batches() -> Iterator[np.ndarray]:
-        for start in range(num_done, len(ids), ROWS_PER_ADD):
+    def batches(first: int) -> Iterator[np.ndarray]:
+        for start in range(first, len(ids), ROWS_PER_ADD):
             yield snapshot.rows.take(ids[start : start + ROWS_PER_ADD])
 
-    def on_added(graph: Any) -> None:
+    def on_added(index: Any) -> None:
         nonlocal saved
-        on_progress(graph.ntotal, len(ids))
-        if time.monotonic() > saved + SAVE_EVERY_S and graph.ntotal < len(ids):
-            partial.write(graph)
+        on_progress(index.ntotal, len(ids))
+        if time.monotonic() > saved + SAVE_EVERY_S and index.ntotal < len(ids):
+            partial.write(index)
             saved = time.monotonic()
 
     on_progress(num_done, len(ids))
-    sample = snapshot.rows.take(_sample(ids)) if graph is None else None
-    graph = build(sample, batches(), graph=graph, width=snapshot.rows.width, on_added=on_added)
+    sample = snapshot.rows.take(_sample(ids, num_trained_on(kind, len(ids))))
+    if index is None:
+        index = begin(kind, sample, num_rows=len(ids))
+    add(index, batches(num_done), on_added)
+    finished = finish(kind, index, sample, batches(0))
     with replace_file(ids_path(path, name)) as temporary:
         temporary.write_bytes(ids.astype(INT64).tobytes())
-    with replace_file(graph_path(path, name)) as temporary:
-        write_graph(graph, temporary)
+    with replace_file(codes_path(path, name)) as temporary:
+        write_codes(finished, temporary)
     partial.remove()
 
 
-def _sample(ids: np.ndarray) -> np.ndarray:
-    count = min(NUM_TRAINED_ON, len(ids))
+def _sample(ids: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(SEED).choice(ids, count, replace=False))
 
 
-def _digest(snapshot: Snapshot, ids: np.ndarray) -> str:
-    """Return what distinguishes this build from others."""
-    some = ids[spread(len(ids), NUM_COMPARED)]
-    content = zlib.crc32(snapshot.rows.take(some).tobytes())
-    parts = [snapshot.index_id, zlib.crc32(ids.tobytes()), content, snapshot.rows.width]
-    return " ".join(map(str, [*parts, LINKS, CODES, EF_CONSTRUCTION, ROWS_PER_ADD]))
+def _content(rows: FileRows, ids: np.ndarray) -> int:
+    """Return a checksum of some of these items' vectors."""
+    return zlib.crc32(rows.take(ids[spread(len(ids), NUM_COMPARED)]).tobytes())
+
+
+def _digest(kind: Kind, snapshot: Snapshot, ids: np.ndarray, content: int) -> str:
+    """Return what distinguishes this build from others, as 16 hexadecimal digits."""
+    parts = [kind.name, snapshot.index_id, zlib.crc32(ids.tobytes()), content, snapshot.rows.width]
+    text = " ".join(map(str, [*parts, LINKS, EF_CONSTRUCTION, ROWS_PER_ADD]))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 class _Partial:
-    """The part of a graph that an interrupted build has saved."""
+    """The codes that an interrupted build has saved."""
 
-    def __init__(self, folder: Path, digest: str) -> None:
-        self._graph, self._record = folder / PARTIAL, folder / PARTIAL_RECORD
-        self._digest = digest
+    def __init__(self, folder: Path, name: str) -> None:
+        self._codes, self._record = folder / PARTIAL, folder / PARTIAL_RECORD
+        self._name = name
 
     def read(self) -> tuple[Any | None, int]:
-        """Return the saved graph and how many vectors it has; (None, 0) without one of ours."""
+        """Return the saved codes and how many vectors they are of; (None, 0) without ours."""
         try:
             record = json.loads(self._record.read_text(encoding="utf-8"))
-            if record["build"] != self._digest:
+            if record["build"] != self._name:
                 return None, 0
-            graph = read_partial(self._graph)
-            return (graph, graph.ntotal) if graph.ntotal == record["vectors"] else (None, 0)
+            index = read_partial(self._codes)
+            return (index, index.ntotal) if index.ntotal == record["vectors"] else (None, 0)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError):
             return None, 0
 
-    def write(self, graph: Any) -> None:
-        """Save a graph. The record comes last, and names the build and the number of vectors."""
+    def write(self, index: Any) -> None:
+        """Save codes. The record comes last, and names the build and the number of vectors."""
         self._record.unlink(missing_ok=True)
-        with replace_file(self._graph) as temporary:
-            write_graph(graph, temporary)
-        write_text(self._record, json.dumps({"build": self._digest, "vectors": int(graph.ntotal)}))
+        with replace_file(self._codes) as temporary:
+            write_codes(index, temporary)
+        write_text(self._record, json.dumps({"build": self._name, "vectors": int(index.ntotal)}))
 
     def remove(self) -> None:
         """Remove what was saved."""
-        for file in (self._record, self._graph):
+        for file in (self._record, self._codes):
             file.unlink(missing_ok=True)
 
 
-def _remove_files(path: Path, *, keep: str | None) -> None:
-    """Remove the files of all generations but one. Who has them open can still read them."""
+def _remove_files(path: Path, *, keep: Iterable[str | None]) -> None:
+    """Remove all files but those of these generations, of a build that can be continued, and the
+    lock. Who has them open can still read them."""
+    kept = {PARTIAL, PARTIAL_RECORD, LOCK_FILE}
+    for name in filter(None, keep):
+        kept |= {codes_path(path, name).name, ids_path(path, name).name}
     for file in (path / FOLDER).iterdir():
-        if file.suffix in (".faiss", ".ids") and file.stem not in (keep, PARTIAL.split(".")[0]):
+        if file.name not in kept:
             file.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""One built graph of an index: what is recorded of it, and its files.
+"""The codes that were built of an index: what is recorded of them, and their files.
 
-    approximate/<name>.faiss    the graph, over n of the index's items
+    approximate/<name>.faiss    the codes of n of the index's items
     approximate/<name>.ids      their ids, n little-endian int64, ascending
 
 The record is a setting of the catalogue, so a transaction puts a generation in the place of the one
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from featkit.errors import InputError
-from featkit.index.approximate.graph import Graph
+from featkit.index.approximate.codes import KINDS, Codes, Kind
 
 SETTING = "generation"
 FOLDER = "approximate"
@@ -26,7 +26,7 @@ INT64 = np.dtype("<i8")
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """How a generation answers, compared with exact search on queries that are not in its graph.
+    """How a generation answers, compared with exact search on queries that have no codes.
 
     recall_at_1 and recall_at_10: shares of the true nearest that were found; `low` is the lower end
     of the 95 % interval of recall@10. p50_ms and p99_ms: milliseconds of a single query, in one
@@ -45,30 +45,39 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """The record of a built graph.
+    """The record of built codes.
 
-    until: the id of the first item that was added after it was begun. ef and num_candidates: how it
-    is searched. target: the recall@10 that was asked for.
+    until: the id of the first item that was added after they were begun. effort and num_candidates:
+    how they are searched. target: the recall@10 that was asked for.
     """
 
     name: str
+    kind_name: str
     num_items: int
     until: int
     ids_crc32: int
     num_bytes: int
-    ef: int
+    crc32: int
+    effort: int
     num_candidates: int
     target: float
     built: str
     seconds: float
     measured: Measured
 
+    @property
+    def kind(self) -> Kind:
+        """What was built."""
+        return KINDS[self.kind_name]
+
     @classmethod
     def from_json(cls, text: str) -> Generation:
         """Read what `to_json` wrote. InputError for anything else."""
         try:
             values = json.loads(text)
-            return cls(**{**values, "measured": Measured(**values["measured"])})
+            record = cls(**{**values, "measured": Measured(**values["measured"])})
+            KINDS[record.kind_name]  # of a later version if it is unknown
+            return record
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
                 "The record of an approximate index cannot be read; update featkit, or run `featkit"
@@ -80,8 +89,8 @@ class Generation:
         return json.dumps(asdict(self))
 
 
-def graph_path(index: Path, name: str) -> Path:
-    """Return the path of a generation's graph."""
+def codes_path(index: Path, name: str) -> Path:
+    """Return the path of a generation's codes."""
     return index / FOLDER / f"{name}.faiss"
 
 
@@ -95,7 +104,7 @@ class OpenGeneration:
 
     def __init__(self, index: Path, record: Generation) -> None:
         self.record = record
-        path = graph_path(index, record.name)
+        path = codes_path(index, record.name)
         ids = ids_path(index, record.name)
         try:
             data, num_bytes = ids.read_bytes(), path.stat().st_size
@@ -114,9 +123,18 @@ class OpenGeneration:
                 " compact` to build it again."
             )
         self.ids: np.ndarray = np.frombuffer(data, INT64)
-        self.graph = Graph.open(path)
-        if len(self.graph) != len(self.ids):
+        self.codes = Codes.open(path)
+        if len(self.codes) != len(self.ids):
             raise InputError(
-                f"{path} is damaged: it has {len(self.graph):,} vectors instead of"
+                f"{path} is damaged: it has {len(self.codes):,} vectors instead of"
                 f" {len(self.ids):,}; run `featkit compact` to build it again."
             )
+
+
+def checksum(path: Path) -> int:
+    """Return the CRC-32 of a file, which may be larger than memory."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            value = zlib.crc32(block, value)
+    return value

@@ -1,10 +1,10 @@
-"""Search by a graph if that costs less than scanning, and exactly otherwise.
+"""Search by codes if that costs less than scanning, and exactly otherwise.
 
-    N rows, n of them in the graph, Q queries, k hits
+    N rows, n of them with codes, Q queries, k hits
 
-Rows that are not in the graph (added later, or left out to measure by) are always scanned. With a
-filter, few allowed rows are scanned without the graph, which costs less and is exact. If the graph
-yields fewer than min(k, allowed) hits, the query is answered exactly.
+Rows without codes (added later, or left out to measure by) are always scanned. With a filter, few
+allowed rows are scanned without the codes, which costs less and is exact. If the codes yield
+fewer than min(k, allowed) hits, the query is answered exactly.
 """
 
 from __future__ import annotations
@@ -23,31 +23,32 @@ MAX_VIEWS = 16  # filters whose bitmaps are kept
 # A query is answered exactly if, of its nearest rows without the filter, less than this part of the
 # share that the filter allows on the whole is allowed.
 NUM_NEAR, NEAR_SHARE = 64, 0.5
-# Walking the graph for allowed rows needs more candidates the fewer they are: by s to this power
-# for a share s, if they are spread at random.
-EF_POWER = -0.77
-MAX_EF = 4096
+# Finding allowed rows takes more effort the fewer they are: by s to this power for a share s, if
+# they are spread at random.
+EFFORT_POWER = -0.77
+MAX_EFFORT = 4096
+MAX_HITS = 1000  # more are found by scanning
 QUERIES_AT_ONCE = 64  # their candidates' vectors are in memory at once, in float64
-MAX_OUTSIDE_BYTES = 32 * 2**20  # of rows that are not in the graph, kept for each filter
+MAX_OUTSIDE_BYTES = 32 * 2**20  # of rows without codes, kept for each filter
 
 
 @dataclass(frozen=True)
 class _View:
-    """The rows that a filter allows: positions of the graph as a bitmap, or None for all of them,
-    and rows that are not in the graph. allowed: the filter, kept so that its id is not reused.
+    """The rows that a filter allows: positions among the codes as a bitmap, or None for all of
+    them, and rows without codes. allowed: the filter, kept so that its id is not reused.
 
     outside_rows: those rows, (n, D) float32, if they are few.
     """
 
     allowed: np.ndarray
     num_allowed: int
-    share: float  # of the graph's rows
+    share: float  # of the rows with codes
     bits: np.ndarray | None
     outside: np.ndarray
     outside_rows: np.ndarray | None
 
 
-class GraphSearcher:
+class CodesSearcher:
     """The index type of indexes with a generation. Thread-safe."""
 
     def __init__(self, generation: OpenGeneration) -> None:
@@ -71,12 +72,12 @@ class GraphSearcher:
     def _search(self, queries: np.ndarray, rows: Rows, *, k: int, view: _View) -> list[Neighbors]:
         record = self.generation.record
         num_inside = view.num_allowed - len(view.outside)
-        ef = min(MAX_EF, round(record.ef * view.share**EF_POWER)) if view.share else MAX_EF
-        if self._scanning_costs_less(num_inside, view.share) or k > ef:
+        if self._scanning_costs_less(num_inside, view.share) or k > MAX_HITS:
             return exact_search(queries, rows, k=k, allowed=view.allowed)
         num_candidates = min(max(record.num_candidates, 2 * k), len(self.generation.ids))
-        positions = self.generation.graph.search(
-            queries, num_candidates=num_candidates, ef=ef, bits=view.bits
+        effort = min(MAX_EFFORT, round(record.effort * view.share**EFFORT_POWER))
+        positions = self.generation.codes.search(
+            queries, num_candidates=num_candidates, effort=effort, bits=view.bits
         )
         others = self._outside(queries, rows, k=k, view=view)
         found = rank_all(queries, rows, self.generation.ids, positions, others, k=k)
@@ -92,19 +93,19 @@ class GraphSearcher:
     def _far_from(self, queries: np.ndarray, view: _View) -> np.ndarray:
         """Return for which queries few of the nearest rows are allowed, (Q,) bool.
 
-        There the graph gives allowed rows that it passes on its way to forbidden ones.
+        There a graph gives allowed rows that it passes on its way to forbidden ones.
         """
         if view.bits is None:
             return np.zeros(len(queries), bool)
-        near = self.generation.graph.search(
-            queries, num_candidates=NUM_NEAR, ef=max(NUM_NEAR, self.generation.record.ef)
+        near = self.generation.codes.search(
+            queries, num_candidates=NUM_NEAR, effort=self.generation.record.effort
         )
         is_allowed = view.allowed[self.generation.ids[near]] & (near >= 0)
         share: np.ndarray = is_allowed.mean(axis=1)
         return share < NEAR_SHARE * view.share
 
     def _outside(self, queries: np.ndarray, rows: Rows, *, k: int, view: _View) -> list[np.ndarray]:
-        """Return the ids of the k nearest rows that are not in the graph, for each query."""
+        """Return the ids of the k nearest rows without codes, for each query."""
         if len(view.outside) == 0:
             return [view.outside] * len(queries)
         everything = np.ones(len(view.outside), bool)
@@ -119,7 +120,7 @@ class GraphSearcher:
     def _scanning_costs_less(self, num_inside: int, share: float) -> bool:
         measured = self.generation.record.measured
         scan_ms = num_inside * measured.exact_ns / 1e6
-        return num_inside == 0 or scan_ms <= measured.p50_ms * share**EF_POWER
+        return num_inside == 0 or scan_ms <= measured.p50_ms * share**EFFORT_POWER
 
     def _view(self, allowed: np.ndarray, rows: Rows) -> _View:
         """Return what a filter allows; the same array is a filter that was seen before."""
@@ -156,7 +157,7 @@ class GraphSearcher:
 def rank_all(
     queries: np.ndarray,
     rows: Rows,
-    graph_ids: np.ndarray,
+    coded_ids: np.ndarray,
     positions: np.ndarray,
     others: list[np.ndarray],
     *,
@@ -164,10 +165,10 @@ def rank_all(
 ) -> list[Neighbors]:
     """Return the k best candidates of each query by exact score, then smaller id.
 
-    positions: (Q, R) in the graph, -1 for none. others: further ids of each query. The scores are
-    those of `exact.rank`, computed for all queries at once.
+    positions: (Q, R) among the codes, -1 for none. others: further ids of each query. The scores
+    are those of `exact.rank`, computed for all queries at once.
     """
-    ids = np.where(positions >= 0, graph_ids[positions], -1)
+    ids = np.where(positions >= 0, coded_ids[positions], -1)
     most = max((len(each) for each in others), default=0)
     further = np.full((len(queries), most), -1, np.int64)
     for row, each in zip(further, others, strict=True):

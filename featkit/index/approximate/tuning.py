@@ -1,9 +1,9 @@
-"""Measure the recall of a graph, and choose how to search it.
+"""Measure the recall of codes, and choose how to search them.
 
     Q queries, k = 10 hits
 
-The queries are rows that were left out of the graph: rows of the graph would find their own
-neighbors more easily. The truth is exact search over the graph's rows. A hit counts if its score is
+The queries are rows that were left out: rows that have codes would find their own neighbors more
+easily. The truth is exact search over the rows that have codes. A hit counts if its score is
 at least that of the true k-th, so that equal scores do not matter.
 """
 
@@ -16,15 +16,13 @@ from functools import partial
 
 import numpy as np
 
+from featkit.index.approximate.codes import LISTS, Codes, Kind
 from featkit.index.approximate.generation import Measured
-from featkit.index.approximate.graph import Graph
 from featkit.index.approximate.searching import rank_all
 from featkit.index.exact import ChosenRows, exact_search
 from featkit.index.searcher import Neighbors, Rows
 
 K = 10
-EFS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-CANDIDATES = (20, 40, 80)
 NUM_TIMED = 200  # single queries
 NUM_SCANNED = 2000  # rows of the scan whose time is measured
 
@@ -45,10 +43,16 @@ def truth_of(rows: Rows, ids: np.ndarray, queries: np.ndarray) -> Truth:
 
 
 def search(
-    graph: Graph, ids: np.ndarray, rows: Rows, queries: np.ndarray, *, ef: int, num_candidates: int
+    codes: Codes,
+    ids: np.ndarray,
+    rows: Rows,
+    queries: np.ndarray,
+    *,
+    effort: int,
+    num_candidates: int,
 ) -> list[Neighbors]:
-    """Search a graph as GraphSearcher does, without a filter."""
-    positions = graph.search(queries, num_candidates=num_candidates, ef=ef)
+    """Search codes as CodesSearcher does, without a filter."""
+    positions = codes.search(queries, num_candidates=num_candidates, effort=effort)
     return rank_all(queries, rows, ids, positions, [ids[:0]] * len(queries), k=num_candidates)
 
 
@@ -70,7 +74,8 @@ def lower_end(shares: np.ndarray) -> float:
 
 
 def tune(
-    graph: Graph,
+    codes: Codes,
+    kind: Kind,
     ids: np.ndarray,
     rows: Rows,
     truth: Truth,
@@ -78,39 +83,45 @@ def tune(
     target: float,
     on_step: Callable[[str], None] = lambda _step: None,
 ) -> tuple[int, int, Measured]:
-    """Return ef, the number of candidates, and how the graph answers with them.
+    """Return the effort, the number of candidates, and how the codes answer with them.
 
     They are the fastest whose recall@10 is at least the target by the lower end of its interval;
     the best by recall if none is.
     """
-    tried: list[tuple[float, float, int, int]] = []  # lower end, seconds, ef, candidates
-    for num_candidates in CANDIDATES:
-        for ef in EFS:
-            if ef < num_candidates // 2:
-                continue
+    tried: list[tuple[float, float, int, int]] = []  # lower end, seconds, effort, candidates
+    for num_candidates in kind.candidates:
+        for effort in kind.efforts:
+            if kind is not LISTS and 2 * effort < num_candidates:
+                continue  # a graph's walk keeps all candidates anyway
             started = time.perf_counter()
-            found = search(graph, ids, rows, truth.queries, ef=ef, num_candidates=num_candidates)
+            found = search(
+                codes, ids, rows, truth.queries, effort=effort, num_candidates=num_candidates
+            )
             seconds = time.perf_counter() - started
             low = lower_end(recalls(found, truth, k=K))
-            tried.append((low, seconds, ef, num_candidates))
-            on_step(f"efSearch {ef}, {num_candidates} candidates: recall@10 at least {low:.4f}")
+            tried.append((low, seconds, effort, num_candidates))
+            on_step(f"effort {effort}, {num_candidates} candidates: recall@10 at least {low:.4f}")
             if low >= target:
                 break
     reaching = [each for each in tried if each[0] >= target]
-    _, _, ef, num_candidates = min(reaching, key=lambda each: each[1]) if reaching else max(tried)
-    return ef, num_candidates, measure(graph, ids, rows, truth, ef, num_candidates)
+    _, _, effort, num_candidates = (
+        min(reaching, key=lambda each: each[1]) if reaching else max(tried)
+    )
+    return effort, num_candidates, measure(codes, ids, rows, truth, effort, num_candidates)
 
 
 def measure(
-    graph: Graph, ids: np.ndarray, rows: Rows, truth: Truth, ef: int, num_candidates: int
+    codes: Codes, ids: np.ndarray, rows: Rows, truth: Truth, effort: int, num_candidates: int
 ) -> Measured:
     """Measure recall and times."""
     started = time.perf_counter()
-    found = search(graph, ids, rows, truth.queries, ef=ef, num_candidates=num_candidates)
+    found = search(codes, ids, rows, truth.queries, effort=effort, num_candidates=num_candidates)
     seconds = time.perf_counter() - started
     single = sorted(
         _seconds(
-            partial(search, graph, ids, rows, query[None], ef=ef, num_candidates=num_candidates)
+            partial(
+                search, codes, ids, rows, query[None], effort=effort, num_candidates=num_candidates
+            )
         )
         for query in truth.queries[:NUM_TIMED]
     )

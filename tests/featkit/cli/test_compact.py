@@ -1,4 +1,4 @@
-"""The command `featkit compact`, and what `featkit inspect` says of its graph."""
+"""The command `featkit compact`, and what `featkit inspect` says of it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def test_compact_reports_size_recall_and_time(index: Path) -> None:
     code, out, _ = run_featkit("compact", index, "--quiet")
     assert code == 0
     assert re.fullmatch(
-        rf"{index} is searched by a graph of 392 images \(0\.\d MB\), built in \d+ s\."
-        r" recall@10 \d\.\d+ \(at least \d\.\d+\), recall@1 \d\.\d+; one search takes"
+        rf"{index} is searched by a graph over 4-bit codes, of 392 images \(0\.\d MB\), built"
+        r" in \d+ s\. recall@10 \d\.\d+ \(at least \d\.\d+\), recall@1 \d\.\d+; one search takes"
         r" \d+\.\d+ ms \(p99 \d+\.\d+ ms\)\.",
         " ".join(out.split()),
     )
     code, out, _ = run_featkit("inspect", index, "--json")
     facts = json.loads(out)
-    assert facts["search"].startswith("graph of 392 images, built 20")
+    assert facts["search"].startswith("a graph over 4-bit codes, of 392 images, built 20")
     assert 0.95 <= facts["recall_at_10_low"] <= facts["recall_at_10"] <= 1
 
 
@@ -51,7 +51,7 @@ def test_a_recall_that_is_not_reached_is_one_sentence(
     monkeypatch.setattr("featkit.index.approximate.tuning.lower_end", lambda _shares: 0.5)
     code, out, error = run_featkit("compact", index, "--quiet")
     assert (code, out) == (1, "")
-    assert "but 0.95 was asked for. The index is unchanged" in error
+    assert "but 0.95 was asked for. Searches stay as they were" in error
     code, out, _ = run_featkit("inspect", index, "--json")
     assert json.loads(out)["search"] == "exact"
     assert run_featkit("compact", index, "--quiet", "--allow-low-recall")[0] == 0

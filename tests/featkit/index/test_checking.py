@@ -12,7 +12,7 @@ import pytest
 from featkit.index import Index
 from featkit.index.approximate.building import compact
 from featkit.index.approximate.generation import FOLDER
-from featkit.index.checking import CATALOGUE, GRAPH, THUMBNAILS, VECTORS, check, repair
+from featkit.index.checking import CATALOGUE, CODES, THUMBNAILS, VECTORS, check, repair
 from featkit.syncing import sync
 from tests.featkit.syncing.conftest import draw
 from tests.model_files import make_model_file
@@ -105,7 +105,7 @@ def test_thumbnails_that_are_no_images_are_found(index: Path) -> None:
 def test_a_damaged_graph_is_found_and_built_again(index: Path) -> None:
     (graph,) = (index / FOLDER).glob("*.faiss")
     graph.write_bytes(graph.read_bytes()[:-10])
-    assert parts(index) == [GRAPH]
+    assert parts(index) == [CODES]
     with Index.open(index, writable=True) as opened:
         report = check(opened)
         assert "approximate is damaged" in report.problems[0].sentence

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from featkit.wording import counted
+from featkit.wording import counted, duration
 from featkit_train.report.charts import number
 from featkit_train.report.page import (
     CONFIG_FILE,
@@ -27,7 +27,6 @@ from featkit_train.report.parts import (
     REPORT_FILE,
     breakable,
     card,
-    duration,
     noticed,
     scores,
     text,

@@ -19,7 +19,7 @@ import yaml
 
 from featkit.atomic import explain_os_errors
 from featkit.errors import InputError
-from featkit.wording import counted
+from featkit.wording import counted, duration
 from featkit_train.method_list import list_methods
 from featkit_train.renamed import current_keys
 from featkit_train.report.charts import beyond_the_frame, chart, in_words, number
@@ -28,7 +28,6 @@ from featkit_train.report.panels import SECTIONS, Panel, arrange
 from featkit_train.report.parts import (
     breakable,
     card,
-    duration,
     noticed,
     scores,
     settings_list,

@@ -104,13 +104,6 @@ def _setting(value: Any) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def duration(seconds: float) -> str:
-    """Return seconds in the unit a person would use."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 120 * 60 else f"{seconds / 3600:.1f} h"
-
-
 def text(words: str) -> str:
     """Escape `words`; bytes of a name that are not UTF-8 become escapes."""
     return html.escape(printable(words))

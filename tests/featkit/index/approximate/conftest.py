@@ -1,4 +1,4 @@
-"""An index of a few thousand vectors in clumps, with a graph."""
+"""An index of a few thousand vectors in clumps, with codes of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def index(tmp_path: Path, model: Path) -> Path:
-    """An index whose items 0.jpg to 2999.jpg have a label and their number, with a graph."""
+    """An index whose items 0.jpg to 2999.jpg have a label and their number, with codes of them."""
     path = tmp_path / "photos.index"
     with Index.create(path, model=model) as made:
         made.add(

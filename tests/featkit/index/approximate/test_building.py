@@ -1,10 +1,12 @@
-"""A graph is built from a snapshot, measured, and put in place by one transaction."""
+"""Codes are built from a snapshot, measured, and put in place by one transaction."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +18,11 @@ from featkit.errors import EnvironmentProblem, InputError, Interrupted
 from featkit.index import Index
 from featkit.index.approximate import building
 from featkit.index.approximate.building import LowRecall, compact
+from featkit.index.approximate.codes import FINE_GRAPH, KINDS, LISTS, Kind
 from featkit.index.approximate.generation import FOLDER, SETTING, Generation
-from featkit.index.approximate.searching import GraphSearcher
+from featkit.index.approximate.searching import CodesSearcher
 from featkit.index.exact import ExactSearcher
-from tests.featkit.index.approximate.conftest import NUM_ITEMS, clumped
+from tests.featkit.index.approximate.conftest import NUM_ITEMS, WIDTH, clumped
 
 
 def generation_of(index: Path) -> Generation:
@@ -65,7 +68,7 @@ def test_a_reader_of_the_old_generation_goes_over_to_the_new_one(index: Path) ->
         new = compact(builder)
         assert reader.search(vectors=query) == before
         searcher = reader.read(lambda state: state.vectors.searcher)
-        assert isinstance(searcher, GraphSearcher)
+        assert isinstance(searcher, CodesSearcher)
         assert searcher.generation.record == new
 
 
@@ -81,16 +84,84 @@ def test_a_build_does_not_disturb_a_writer(index: Path) -> None:
 def test_a_recall_that_is_not_reached_changes_nothing(
     index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featkit.index.approximate.tuning.EFS", (16,))
-    monkeypatch.setattr("featkit.index.approximate.tuning.CANDIDATES", (20,))
+    little = dataclasses.replace(FINE_GRAPH, efforts=(16,), candidates=(20,))
+    monkeypatch.setattr("featkit.index.approximate.building.FINE_GRAPH", little)
     old, before = generation_of(index), files(index)
     with Index.open(index) as opened:
         with pytest.raises(LowRecall, match="but 1 was asked for") as caught:
-            compact(opened, target=1.0)
+            compact(opened, kind=little, target=1.0)
         assert caught.value.generation.measured.low < 1
         assert (generation_of(index), files(index)) == (old, before)
-        new = compact(opened, target=1.0, allow_low_recall=True)
+        new = compact(opened, kind=little, target=1.0, allow_low_recall=True)
     assert generation_of(index) == new
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_every_kind_is_built_and_finds_most(index: Path, kind: Kind) -> None:
+    with Index.open(index) as opened:
+        built = compact(opened, kind=kind, target=0.9)
+        assert (built.kind, generation_of(index)) == (kind, built)
+        queries = clumped(50, seed=5)
+        found = opened.search(vectors=queries, k=10)
+    true = np.argsort(-queries @ clumped(NUM_ITEMS).T, axis=1)[:, :10]
+    pairs = zip(found, true, strict=True)
+    assert np.mean([len({hit.id for hit in hits} & {*ids}) for hits, ids in pairs]) > 9
+    promised = NUM_ITEMS * kind.bytes_per_row(WIDTH)
+    assert built.num_bytes < promised + 200_000
+
+
+def test_another_recall_is_tuned_without_building_again(index: Path) -> None:
+    steps: list[str] = []
+    old = generation_of(index)
+    with Index.open(index) as opened:
+        new = compact(opened, target=0.9, on_step=steps.append)
+        assert (new.name, new.target) == (old.name, 0.9)
+        searcher = opened.read(lambda state: state.vectors.searcher)
+        assert isinstance(searcher, CodesSearcher)
+        assert searcher.generation.record == new
+    assert not any(step.startswith("building") for step in steps)
+
+
+def test_what_was_built_outlives_a_stop_while_it_is_measured(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    steps: list[str] = []
+    with Index.open(index, writable=True) as opened:
+        opened.add(["new.jpg"], clumped(1, seed=8))
+        with monkeypatch.context() as patch:
+            patch.setattr(building, "tune", stop)
+            with pytest.raises(Interrupted):
+                compact(opened)
+        new = compact(opened, on_step=steps.append)
+    assert generation_of(index) == new
+    assert not any(step.startswith("building") for step in steps)
+
+
+def test_leftovers_of_a_killed_build_are_removed(index: Path) -> None:
+    (index / FOLDER / "x.faiss.partial-1").write_bytes(b"x")
+    with Index.open(index) as opened:
+        compact(opened)
+    assert len(files(index)) == 3
+
+
+def test_a_copy_put_in_place_meanwhile_is_refused(index: Path) -> None:
+    """The copy is of an earlier time, and has got other items since."""
+    backup = shutil.copytree(index, index.with_name("backup"))
+    for path, seed in ((index, 21), (backup, 22)):
+        with Index.open(path, writable=True) as writer:
+            writer.add([f"new{i}.jpg" for i in range(1500)], clumped(1500, seed=seed))
+
+    def replace(_step: str) -> None:
+        for file in filter(Path.is_file, backup.iterdir()):
+            shutil.copyfile(file, index / file.name)
+
+    old = generation_of(index)
+    with Index.open(index) as opened, pytest.raises(InputError, match="was replaced by another"):
+        compact(opened, allow_low_recall=True, on_step=replace)
+    assert generation_of(index) == old
 
 
 def test_an_index_without_enough_images_is_refused(tmp_path: Path, model: Path) -> None:
@@ -130,6 +201,8 @@ def test_a_stopped_build_continues_and_gives_the_same_bytes(
     with Index.open(index) as opened:
         compact(opened)
         whole = digest()
+        for file in (index / FOLDER).glob("0*"):
+            file.unlink()
 
         def stop(done: int, _total: int) -> None:
             if done > 1400:
@@ -137,7 +210,6 @@ def test_a_stopped_build_continues_and_gives_the_same_bytes(
 
         with pytest.raises(Interrupted, match="the same command continues"):
             compact(opened, on_progress=stop)
-        assert digest() == whole
         seen: list[int] = []
         compact(opened, on_progress=lambda done, _total: seen.append(done))
     assert seen[0] == 1400
@@ -147,10 +219,13 @@ def test_a_stopped_build_continues_and_gives_the_same_bytes(
 
 def test_any_number_of_threads_builds_the_same_bytes(index: Path) -> None:
     program = f"""
+import dataclasses
 import hashlib
 from pathlib import Path
 from featkit.index import Index
 from featkit.index.approximate.building import compact
+for file in Path({str(index)!r}, "approximate").glob("0*"):
+    file.unlink()
 with Index.open({str(index)!r}) as index:
     compact(index)
 (graph,) = Path({str(index)!r}, "approximate").glob("0*.faiss")
@@ -188,7 +263,7 @@ def test_damaged_files_are_reported_and_searched_exactly(
     with Index.open(index) as opened:
         compact(opened)
     with Index.open(index) as opened:
-        assert isinstance(opened.read(lambda state: state.vectors.searcher), GraphSearcher)
+        assert isinstance(opened.read(lambda state: state.vectors.searcher), CodesSearcher)
 
 
 def test_a_full_disk_leaves_the_index_as_it_was(
@@ -199,8 +274,8 @@ def test_a_full_disk_leaves_the_index_as_it_was(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(building, "write_graph", full)
+    monkeypatch.setattr(building, "write_codes", full)
     with Index.open(index) as opened, pytest.raises(EnvironmentProblem, match="No space left"):
-        compact(opened)
+        compact(opened, kind=LISTS)
     assert generation_of(index) == old
     assert f"{old.name}.faiss" in files(index)

@@ -1,4 +1,4 @@
-"""Searches by a graph find what exact search does, with filters, deletions and later items."""
+"""Searches by codes find what exact search does, with filters, deletions and later items."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from featkit.index import Hit, Index
 from featkit.index.approximate import building
-from featkit.index.approximate.searching import GraphSearcher, rank_all
+from featkit.index.approximate.searching import CodesSearcher, rank_all
 from featkit.index.exact import ArrayRows, rank
 from tests.featkit.index.approximate.conftest import NUM_ITEMS, WIDTH, clumped
 
 
-def searcher_of(index: Index) -> GraphSearcher:
+def searcher_of(index: Index) -> CodesSearcher:
     searcher = index.read(lambda state: state.vectors.searcher)
-    assert isinstance(searcher, GraphSearcher)
+    assert isinstance(searcher, CodesSearcher)
     return searcher
 
 
@@ -118,7 +118,7 @@ def test_items_added_later_are_found_at_once(index: Path) -> None:
         assert [each[0].score for each in hits] == pytest.approx([1.0] * 20, abs=1e-6)
 
 
-def test_more_hits_than_the_graph_can_give_are_exact(index: Path) -> None:
+def test_more_hits_than_codes_can_give_are_exact(index: Path) -> None:
     query = clumped(1, seed=6)
     with Index.open(index) as opened:
         (hits,) = opened.search(vectors=query, k=NUM_ITEMS + 10)
@@ -150,16 +150,16 @@ def test_candidates_are_ranked_as_one_query_at_a_time(
     rng = np.random.default_rng(seed)
     vectors = clumped(60, width=48)
     vectors[30:40] = vectors[30]  # equal scores
-    rows, graph_ids = ArrayRows(vectors), np.sort(rng.choice(50, 40, replace=False))
+    rows, coded_ids = ArrayRows(vectors), np.sort(rng.choice(50, 40, replace=False))
     queries = clumped(num_queries, seed=seed, width=48)
     positions = np.stack(
         [rng.choice(40, num_candidates, replace=False) for _ in range(num_queries)]
     )
     positions[rng.random(positions.shape) < 0.2] = -1
     others = [rng.choice(range(50, 60), rng.integers(0, 4), replace=False) for _ in queries]
-    found = rank_all(queries, rows, graph_ids, positions, others, k=k)
+    found = rank_all(queries, rows, coded_ids, positions, others, k=k)
     for query, each, ids, further in zip(queries, found, positions, others, strict=True):
-        wanted = rank(query, rows, np.concatenate([graph_ids[ids[ids >= 0]], further]))
+        wanted = rank(query, rows, np.concatenate([coded_ids[ids[ids >= 0]], further]))
         assert each.ids.tolist() == wanted.ids[:k].tolist()
         assert each.scores.tobytes() == wanted.scores[:k].tobytes()
 

@@ -1,0 +1,97 @@
+"""The memory and recall that an index promises: flags of several commands, and what they do."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+from cyclopts import Parameter
+
+from featkit.cli.console import ProgressReporter, stdout
+from featkit.errors import InputError
+from featkit.wording import counted
+
+if TYPE_CHECKING:
+    from featkit.index import Index
+    from featkit.index.approximate.generation import Generation
+    from featkit.index.approximate.planning import SearchPlan
+    from featkit.index.approximate.upkeep import Promise
+
+Memory: TypeAlias = Annotated[
+    str | None,
+    Parameter(
+        help="Memory that each process which searches may keep, such as 2GB. The index then stays"
+        " within it as it grows, if its size allows. The default is as much as is useful.",
+    ),
+]
+Recall: TypeAlias = Annotated[
+    float | None,
+    Parameter(
+        help="The share of the ten nearest images that searches must find, measured on images that"
+        " are left out; above 50,000 images, the index then builds what makes them fast. 1 is exact"
+        " search. The default is 0.95.",
+    ),
+]
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+BINARY_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """Return the number of bytes of a text such as 2GB, 500 MB or 1.5GiB."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if match is None or (match[3] and not match[2]):
+        raise InputError(f"{text} is not a size of memory; write it like 2GB, 500MB or 1.5GiB.")
+    units = BINARY_UNITS if match[3] else UNITS
+    return int(float(match[1]) * units[match[2].upper()])
+
+
+def promise_from(memory: str | None, recall: float | None) -> Promise | None:
+    """Return the promise that the flags give, if one of them is there."""
+    if memory is None and recall is None:
+        return None
+    from featkit.index.approximate.upkeep import Promise
+
+    return Promise(
+        memory=None if memory is None else parse_bytes(memory),
+        recall=0.95 if recall is None else recall,
+    )
+
+
+def keep_promise(index: Index, promise: Promise | None, *, quiet: bool) -> Generation | None:
+    """Give an index a new promise, if there is one, and build what its promise asks for."""
+    from featkit.index.approximate import upkeep
+
+    if promise is not None:
+        promise.plan(len(index), index.width)  # InputError if it cannot be kept
+        upkeep.give_promise(index, promise)
+
+    def show_plan(plan: SearchPlan) -> None:
+        if not quiet:
+            stdout().print(plan.in_words())
+
+    def on_step(step: str) -> None:
+        if not quiet:
+            stdout().print(f"{step} ...")
+
+    with ProgressReporter("adding", total=len(index), unit="vectors", quiet=quiet) as progress:
+        generation = upkeep.keep_promise(
+            index,
+            on_plan=show_plan,
+            on_progress=lambda done, _total: progress(done, 0),
+            on_step=on_step,
+        )
+    if generation is not None and not quiet:
+        stdout().print(in_words(generation, str(index.path)))
+    return generation
+
+
+def in_words(generation: Generation, index: str) -> str:
+    """Return what was built and how it answers."""
+    measured = generation.measured
+    return (
+        f"{index} is searched by {generation.kind.about}, of"
+        f" {counted(generation.num_items, 'image')} ({generation.num_bytes / 1e6:,.1f} MB), built"
+        f" in {generation.seconds:,.0f} s. recall@10 {measured.recall_at_10:.3f} (at least"
+        f" {measured.low:.3f}), recall@1 {measured.recall_at_1:.3f}; one search takes"
+        f" {measured.p50_ms:.2f} ms (p99 {measured.p99_ms:.2f} ms)."
+    )

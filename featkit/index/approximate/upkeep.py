@@ -1,0 +1,98 @@
+"""What an index promises of its searches, and when its codes are built again to keep it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from featkit.errors import InputError
+from featkit.index.approximate.building import Progress, compact
+from featkit.index.approximate.generation import SETTING, Generation
+from featkit.index.approximate.planning import (
+    REBUILD_SHARE,
+    SearchPlan,
+    plan_search,
+)
+from featkit.index.index import Index
+from featkit.resources import usable_cpus
+
+PROMISE = "search_promise"  # the setting
+FEW_OUTSIDE = 20_000  # rows that are scanned in about a millisecond
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """The memory in bytes that searches may keep, None for any, and the recall@10 they reach."""
+
+    memory: int | None = None
+    recall: float = 0.95
+
+    def plan(self, num_items: int, width: int) -> SearchPlan:
+        """Return how an index of this size keeps the promise. InputError if it cannot."""
+        return plan_search(
+            num_items,
+            width,
+            memory=self.memory,
+            recall=self.recall,
+            processors=usable_cpus(),
+        )
+
+
+def promise_of(index: Index) -> Promise | None:
+    """Return the promise that an index was given, if it was."""
+    text = index.read(lambda state: state.catalogue.settings().get(PROMISE))
+    if text is None:
+        return None
+    try:
+        return Promise(**json.loads(str(text)))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"The promise of {index.path} cannot be read; update featkit.") from error
+
+
+def give_promise(index: Index, promise: Promise) -> None:
+    """Store a promise, which later calls of `keep_promise` keep."""
+    index_id = index.read(lambda state: state.vectors.key.index_id)
+    index.publish(index_id, {PROMISE: json.dumps(asdict(promise))})
+
+
+def keep_promise(
+    index: Index,
+    *,
+    on_plan: Callable[[SearchPlan], None] = lambda _plan: None,
+    on_progress: Progress = lambda _done, _total: None,
+    on_step: Callable[[str], None] = lambda _step: None,
+) -> Generation | None:
+    """Build the codes of an index if its promise asks for other or newer ones; return them.
+
+    on_plan: called with the plan if they are built. Raises what `compact` raises.
+    """
+    promise = promise_of(index)
+    if promise is None:
+        return None
+    plan = promise.plan(len(index), index.width)
+    if plan.kind is None or not _is_due(index, plan, promise):
+        return None
+    on_plan(plan)
+    return compact(
+        index, kind=plan.kind, target=promise.recall, on_progress=on_progress, on_step=on_step
+    )
+
+
+def _is_due(index: Index, plan: SearchPlan, promise: Promise) -> bool:
+    """Return whether the codes are missing, of another kind, or of too few of the rows."""
+    text = index.read(lambda state: state.catalogue.settings().get(SETTING))
+    if text is None:
+        return True
+    record = Generation.from_json(str(text))
+    if record.kind is not plan.kind or record.target < promise.recall:
+        return True
+    live = index.read(lambda state: state.vectors.live)
+    num_live, num_late = int(np.count_nonzero(live)), int(np.count_nonzero(live[record.until :]))
+    num_gone = record.num_items - min(record.num_items, num_live - num_late)
+    return (
+        num_late > max(FEW_OUTSIDE, REBUILD_SHARE * record.num_items)
+        or num_gone > REBUILD_SHARE * record.num_items
+    )
