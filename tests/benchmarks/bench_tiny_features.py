@@ -11,15 +11,16 @@ Run: python tests/benchmarks/bench_tiny_features.py RUN [--quick]
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from featkit.whitening import Whitening
-from featkit_export.recipe import Recipe
+from featkit_export.recipe import Feature, Recipe
 from featkit_export.torch_embedder import TorchEmbedder
 from featkit_train.weights import load_backbone
 from tests.benchmarks.choosing import (
@@ -31,13 +32,12 @@ from tests.benchmarks.choosing import (
 )
 from tests.benchmarks.record import arguments, is_quick, markdown_table, write_result
 
-RECIPES = (
-    Recipe(feature="mean"),
-    Recipe(feature="gem"),
-    Recipe(feature="cls+mean"),
-    Recipe(feature="mean", layers=(2, 3)),
-    Recipe(feature="gem", layers=(2, 3)),
-    Recipe(feature="gem", layers=(1, 2, 3)),
+STAGES = (1, 2, 3)
+# Pooling, and the stages that are joined. The network's class token is its generalized mean.
+FEATURES: tuple[tuple[Feature, tuple[tuple[int, ...], ...]], ...] = (
+    ("gem", ((3,), (2, 3), (1, 2, 3))),
+    ("mean", ((3,), (2, 3))),
+    ("cls+mean", ((3,),)),
 )
 POWERS = (0.5, 0.75, 1.0)
 
@@ -54,26 +54,44 @@ def whitenings(
             yield f"power {power:g}, each stage", each
 
 
+def of_stages(
+    embedded: EmbeddedPhotographs, widths: Sequence[int], stages: tuple[int, ...]
+) -> EmbeddedPhotographs:
+    """Return the vectors of the last stages from those of all, whose parts are equally long."""
+    first = sum(widths[: STAGES.index(stages[0])])
+    return EmbeddedPhotographs(
+        *(
+            dataclasses.replace(each, vectors=each.vectors[..., first:])
+            for each in (embedded.gallery, embedded.test, embedded.views)
+        )
+    )
+
+
 def main() -> None:
     """Measure and record."""
     (run,) = arguments()
-    widths = load_backbone(Path(run))[0].widths
+    backbone, _ = load_backbone(Path(run))
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         photographs = open_photographs(Path(folder), quick=is_quick())
-        for recipe in RECIPES:
-            model = TorchEmbedder.open(Path(run), recipe=recipe)
-            embedded = embed_photographs(photographs, model)
-            parts = recipe.widths(widths)
-            for name, whitening in whitenings(embedded, parts):
-                row = {
-                    "pooling": recipe.feature,
-                    "stages": ", ".join(map(str, recipe.layers)) or "last",
-                    "whitening": name,
-                    **scores_of(embedded, whitening),
-                }
-                print(row, flush=True)
-                rows.append(row)
+        for pooling, joins in FEATURES:
+            recipe = Recipe(feature=pooling, layers=STAGES)
+            widths = recipe.widths(backbone.widths)
+            all_stages = embed_photographs(
+                photographs, TorchEmbedder.open(Path(run), recipe=recipe)
+            )
+            for stages in joins:
+                embedded = of_stages(all_stages, widths, stages)
+                parts = widths[STAGES.index(stages[0]) :]
+                for name, whitening in whitenings(embedded, parts):
+                    row = {
+                        "pooling": pooling,
+                        "stages": ", ".join(map(str, stages)),
+                        "whitening": name,
+                        **scores_of(embedded, whitening),
+                    }
+                    print(row, flush=True)
+                    rows.append(row)
     print(markdown_table(rows))
     write_result("tiny_features", {"features": rows})
 
