@@ -59,11 +59,11 @@ def of_stages(
 ) -> EmbeddedPhotographs:
     """Return the vectors of the last stages from those of all, whose parts are equally long."""
     first = sum(widths[: STAGES.index(stages[0])])
+    gallery, test, views = embedded.gallery, embedded.test, embedded.views
     return EmbeddedPhotographs(
-        *(
-            dataclasses.replace(each, vectors=each.vectors[..., first:])
-            for each in (embedded.gallery, embedded.test, embedded.views)
-        )
+        dataclasses.replace(gallery, vectors=gallery.vectors[:, first:]),
+        dataclasses.replace(test, vectors=test.vectors[:, first:]),
+        dataclasses.replace(views, vectors=views.vectors[..., first:]),
     )
 
 
