@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,14 @@ import PIL
 
 from featkit.atomic import explain_os_errors, replace_folder
 from featkit.backends import BF16
+from featkit.duplicates.calibration import (
+    TooFewThumbnails,
+    calibrate,
+    num_at_first,
+    stored_calibration,
+)
 from featkit.embedder import Embedder
+from featkit.index import Index
 from featkit.resources import cache_folder
 from featkit.sources.selection import EVERYTHING, Selection
 from featkit.syncing import Progress, SyncOptions, SyncReport, sync
@@ -70,7 +78,7 @@ def prepare_index(
     """Make the index over `images` (any source of open_source) in the cache equal to them.
 
     selection: the images to include; the cache folder itself is always excluded. retry and rehash
-    are those of SyncOptions, and errors those of `sync`.
+    are those of SyncOptions, and errors those of `sync`. A new index is calibrated.
     """
     embedder = Embedder(model, threads=1)
     chosen = [] if selection.column is None else [f"column {selection.column}"]
@@ -87,6 +95,11 @@ def prepare_index(
         rehash=rehash,
     )
     report = sync(images, folder / INDEX, model=model, options=options, progress=progress)
+    with Index.open(folder / INDEX) as index:
+        count = num_at_first(len(index))
+        if stored_calibration(index) is None:
+            with suppress(TooFewThumbnails), progress("calibrating", count) as on_progress:
+                calibrate(index, num_images=count, on_progress=on_progress)
     return Prepared(folder / INDEX, report)
 
 

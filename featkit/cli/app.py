@@ -57,7 +57,13 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
         "Make",
         "compact",
         "featkit.cli.compact:compact",
-        "Build a graph that makes the searches of a large index fast.",
+        "Build what makes the searches of a large index fast.",
+    ),
+    (
+        "Make",
+        "calibrate",
+        "featkit.cli.calibrate:calibrate",
+        "Measure which scores of an index mean a copy or something similar.",
     ),
     (
         "Use",

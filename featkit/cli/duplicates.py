@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from featkit.atomic import write_text
+from featkit.cli.calibrate import measure
 from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.item_table import shown_size
 from featkit.cli.options import AsJson, Quiet, Where
@@ -92,14 +93,9 @@ def duplicates(
 
 
 def _calibration(index: Index, *, quiet: bool) -> Calibration:
-    from featkit.duplicates.calibration import NUM_IMAGES, calibrate, stored_calibration
+    from featkit.duplicates.calibration import stored_calibration
 
-    calibration = stored_calibration(index)
-    if calibration is None:
-        total = min(NUM_IMAGES, len(index))
-        with ProgressReporter("calibrating", total=total, quiet=quiet) as progress:
-            calibration = calibrate(index, on_progress=progress)
-    return calibration
+    return stored_calibration(index) or measure(index, quiet=quiet)
 
 
 def _pairs(

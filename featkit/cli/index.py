@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featkit.cli.calibrate import measure_if_due
 from featkit.cli.console import ProgressReporter, print_json, stdout
 from featkit.cli.options import AsJson, Quiet
 from featkit.cli.promising import Memory, Recall, keep_promise, promise_from
@@ -75,6 +76,7 @@ def index(
     ):
         report = opened.add_embeddings(folder, on_progress=progress)
         num_items = len(opened)
+        measure_if_due(opened, quiet=quiet or json_)
         keep_promise(opened, promise, quiet=quiet or json_)
     if missing:
         print(
@@ -122,6 +124,7 @@ def _index_file(
     with opened, ProgressReporter("indexing", total=None, quiet=quiet or json_) as progress:
         report = read_vectors(opened, vectors, on_progress=progress)
         num_items = len(opened)
+        measure_if_due(opened, quiet=quiet or json_)
         keep_promise(opened, promise, quiet=quiet or json_)
     _print_report(report, out, num_items, json_=json_)
 

@@ -1,6 +1,7 @@
 """`featkit search`: find the images of an index most similar to one of yours."""
 
 import tempfile
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -123,13 +124,22 @@ def _search(
 
 def _print_hits(title: str, hits: "list[Hit]") -> None:
     rows = [
-        [rank, f"{hit.score:.4f}", hit.key, shown_size(hit), shown_metadata(hit)]
+        [
+            rank,
+            f"{hit.score:.4f}",
+            hit.meaning or "",
+            hit.key,
+            shown_size(hit),
+            shown_metadata(hit),
+        ]
         for rank, hit in enumerate(hits, 1)
     ]
-    columns = ["", "score", "image", "size", "metadata"]
-    if not any(hit.metadata for hit in hits):
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
-    print_table(title, columns, rows)
+    columns = ["", "score", "meaning", "image", "size", "metadata"]
+    shown = [name not in ("meaning", "metadata") for name in columns]
+    shown[2], shown[-1] = any(hit.meaning for hit in hits), any(hit.metadata for hit in hits)
+    print_table(title, list(compress(columns, shown)), [list(compress(row, shown)) for row in rows])
+    if hits and hits[0].meaning == "unrelated":
+        stdout().print("Nothing close: even the first is unrelated.")
 
 
 def _show(page: Path) -> None:

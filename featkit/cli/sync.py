@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from featkit.cli.calibrate import measure_if_due
 from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.options import AsJson, Quiet, Rehash, Retry
 from featkit.cli.promising import Memory, Recall, keep_promise, promise_from
@@ -103,7 +104,7 @@ def sync(
     report = _run(photos, index, model, options, quiet=quiet or json_)
     _print_report(report, index, json_=json_)
     if not dry_run:
-        _keep_promise(index, promise, quiet=quiet or json_)
+        _keep_up(index, promise, quiet=quiet or json_)
 
 
 def _watch(
@@ -127,7 +128,7 @@ def _watch(
         try:
             silent = quiet or json_ or not is_first
             report = _run(photos, index, model, options, quiet=silent)
-            _keep_promise(index, promise if is_first else None, quiet=silent)
+            _keep_up(index, promise if is_first else None, quiet=silent)
         except Interrupted:
             raise
         except FeatkitError as error:
@@ -156,10 +157,12 @@ def _run(
     return report
 
 
-def _keep_promise(index: Path, promise: Promise | None, *, quiet: bool) -> None:
+def _keep_up(index: Path, promise: Promise | None, *, quiet: bool) -> None:
+    """Measure and build what the changed index needs."""
     from featkit.index import Index
 
     with Index.open(index) as opened:
+        measure_if_due(opened, quiet=quiet)
         keep_promise(opened, promise, quiet=quiet)
 
 

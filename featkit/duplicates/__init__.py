@@ -7,8 +7,9 @@ decisions.py what a user said of them.
 
 from __future__ import annotations
 
-from featkit.duplicates.calibration import Calibration, calibrate
+from featkit.duplicates.calibration import calibrate
 from featkit.duplicates.finding import Level, Pair, find_pairs
 from featkit.duplicates.grouping import Group, group_pairs
+from featkit.index.meaning import Calibration
 
 __all__ = ["Calibration", "Group", "Level", "Pair", "calibrate", "find_pairs", "group_pairs"]

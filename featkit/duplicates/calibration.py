@@ -7,78 +7,42 @@ image of the index are those of strangers, except where a second look shows the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 import numpy as np
 
 from featkit.duplicates.look import SAME, Look, agreement
 from featkit.errors import InputError
-from featkit.evaluate.copies import NUM_EDITS
+from featkit.evaluate.copies import NUM_EDITS, copy_level
 from featkit.evaluate.edits import EDITS_VERSION, apply_edits, draw_compound, working_image
 from featkit.images import decode
 from featkit.index import Index, Item
+from featkit.index.meaning import CALIBRATION, Calibration
 
-SETTING = "calibration"
 NUM_IMAGES = 200
 FEWEST = 20  # images that a calibration needs
+# Of a new index: enough for a first measure, and little beside embedding all of its images.
+FEWEST_AT_FIRST, SHARE_AT_FIRST = 40, 0.05
+STRANGERS_BELOW = 0.05  # share of strangers' scores that are less than `similar`
 COPIES_KEPT = 0.95  # share of copies whose score is at least `candidate`
-STRANGERS_ABOVE = 0.01  # share of strangers' scores that are at least `copy`
 SEED = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """The scores of copies and strangers in one index.
+class TooFewThumbnails(InputError):
+    """An index has too few images with thumbnails to be calibrated."""
 
-    candidate: 95 % of edited copies score at least this. copy: 1 % of nearest strangers score at
-    least this. copies_found: the share of edited copies that do. similar: the median score of the
-    nearest stranger. made: when, in UTC. num_items: of the index at that time.
-    """
 
-    candidate: float
-    copy: float
-    similar: float
-    copies_found: float
-    num_images: int
-    num_items: int
-    edits_version: int
-    made: str
-
-    @classmethod
-    def from_json(cls, text: str) -> Calibration | None:
-        """Read what `to_json` wrote; None for anything else, which is measured again."""
-        try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError):
-            return None
-
-    def to_json(self) -> str:
-        """Return it as the text of a setting."""
-        return json.dumps(asdict(self))
-
-    def is_current(self, num_items: int) -> bool:
-        """Return whether it still holds for an index of this many items."""
-        return self.edits_version == EDITS_VERSION and (
-            0.5 <= num_items / max(1, self.num_items) <= 2
-        )
-
-    def meaning(self, score: float) -> str:
-        """Return what a score means: "copy", "similar" or "unrelated"."""
-        if score >= self.copy:
-            return "copy"
-        return "similar" if score >= self.similar else "unrelated"
+def num_at_first(num_items: int) -> int:
+    """Return on how many images a new index of `num_items` is calibrated."""
+    return min(NUM_IMAGES, max(FEWEST_AT_FIRST, int(SHARE_AT_FIRST * num_items)))
 
 
 def stored_calibration(index: Index) -> Calibration | None:
     """Return the calibration that an index has, if it is still current."""
-    text, num_items = index.read(
-        lambda state: (state.catalogue.settings().get(SETTING), len(state))
-    )
-    stored = None if text is None else Calibration.from_json(str(text))
-    return stored if stored is not None and stored.is_current(num_items) else None
+    stored, num_items = index.read(lambda state: (state.vectors.calibration, len(state)))
+    current = stored is not None and stored.is_current(num_items, EDITS_VERSION)
+    return stored if current else None
 
 
 def calibrate(
@@ -89,15 +53,15 @@ def calibrate(
 ) -> Calibration:
     """Measure the scores of copies and strangers, and store the result in the index.
 
-    The index is open for reading; another process may write it. InputError if fewer than 20 images
-    have a thumbnail; EnvironmentProblem if its model cannot run.
+    The index is open for reading; another process may write it. TooFewThumbnails if fewer than 20
+    images have one; EnvironmentProblem if its model cannot run.
     """
     index_id, num_items, sample = index.read(
         lambda state: (state.id, len(state), state.sample(4 * num_images, seed=SEED))
     )
     items = _with_thumbnails(index, sample, num_images)
     if len(items) < FEWEST:
-        raise InputError(
+        raise TooFewThumbnails(
             f"{index.path} has {len(items)} images with thumbnails; calibration takes at least"
             f" {FEWEST}. Embed the images with `featkit sync` or `featkit embed`."
         )
@@ -108,18 +72,19 @@ def calibrate(
         if (score := _nearest_stranger(index, item, jpeg)) is not None:
             strangers.append(score)
         on_progress(done, 0)
-    copy = float(np.quantile(strangers, 1 - STRANGERS_ABOVE)) if strangers else 1.0
+    copy, copies_found = copy_level(copies, strangers)
+    similar = float(np.quantile(strangers, STRANGERS_BELOW)) if strangers else copy
     calibration = Calibration(
         candidate=round(float(np.quantile(copies, 1 - COPIES_KEPT)), 4),
         copy=round(copy, 4),
-        similar=round(float(np.median(strangers)) if strangers else 1.0, 4),
-        copies_found=round(float(np.mean(np.array(copies) >= copy)), 4),
+        similar=round(similar, 4),
+        copies_found=round(copies_found, 4),
         num_images=len(items),
         num_items=num_items,
         edits_version=EDITS_VERSION,
         made=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     )
-    index.publish(index_id, {SETTING: calibration.to_json()})
+    index.publish(index_id, {CALIBRATION: calibration.to_json()})
     return calibration
 
 

@@ -10,10 +10,10 @@ from functools import partial
 
 import numpy as np
 
-from featkit.duplicates.calibration import Calibration
 from featkit.duplicates.look import SAME, Look, agreement
 from featkit.errors import InputError
 from featkit.index import Index, IndexState
+from featkit.index.meaning import Calibration
 
 QUERIES_AT_ONCE = 256
 FIRST_HITS = 16

@@ -49,6 +49,8 @@ from featkit.sources import Source
 
 NUM_EDITS = 4
 RECALL_AT = 10
+STRANGERS_ABOVE = 0.01  # share of images that another image is as near to as a copy
+ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,16 @@ class Findings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Separation:
+    """The score that separates copies from strangers: 1 % of the images have another image that
+    scores at least `level`, and `copies_above` of the compound edits score so with their
+    original."""
+
+    level: float
+    copies_above: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class CopiesReport:
     """The result of the benchmark; the model's score comes first."""
 
@@ -99,6 +111,7 @@ class CopiesReport:
     seed: int
     edits_version: int
     methods: list[MethodScore]
+    separation: Separation
     # (key, reason) of images that could not be read
     failures: list[tuple[str, str]] = field(default_factory=list)
 
@@ -215,8 +228,32 @@ def report_findings(
         seed=seed,
         edits_version=EDITS_VERSION,
         methods=[each.score for each in findings],
+        separation=separation_of(views),
         failures=failures,
     )
+
+
+def separation_of(views: EmbeddedViews) -> Separation:
+    """Return the score that separates copies from strangers by the vectors of the model."""
+    originals = views.vectors[:, 0].astype(np.float64)
+    edits = views.vectors[:, 1 : 1 + NUM_EDITS].astype(np.float64)
+    copies = np.einsum("ped,pd->pe", edits, originals).ravel()
+    strangers = []
+    for start in range(0, len(originals), ROWS_AT_ONCE):
+        scores = originals[start : start + ROWS_AT_ONCE] @ originals.T
+        np.fill_diagonal(scores[:, start:], -np.inf)
+        strangers += scores.max(axis=1).tolist()
+    level, above = copy_level(copies.tolist(), strangers)
+    return Separation(level=round(level, 4), copies_above=round(above, 4))
+
+
+def copy_level(copies: Sequence[float], strangers: Sequence[float]) -> tuple[float, float]:
+    """Return the score that 1 % of the nearest strangers reach, and the share of copies that do.
+
+    Without strangers the level is 1.
+    """
+    level = float(np.quantile(strangers, 1 - STRANGERS_ABOVE)) if len(strangers) else 1.0
+    return level, float(np.mean(np.asarray(copies) >= level))
 
 
 class CopyProbe:

@@ -109,7 +109,7 @@ class IndexReader:
                     vectors, rows=rows, signature=signature, searcher=searcher
                 )
             else:
-                vectors = read_vectors(catalogue, key, rows, signature, searcher)
+                vectors = read_vectors(catalogue, key, rows, signature, searcher, settings)
             self._check_sample(vectors)
             self._keep(vectors)
         return IndexState(self.path, self.compatibility.width, catalogue, vectors)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from featkit.errors import InputError
+from featkit.index.meaning import Meaning
 
 Value = str | int | float  # and bool, which is an int
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1  # of SQLite
@@ -53,7 +54,11 @@ class NewItem:
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """An item that a search returned. `score` is its cosine similarity to the query."""
+    """An item that a search returned.
+
+    score: its cosine similarity to the query. meaning: whether such a score is that of a copy, of
+    something similar, or of something unrelated; None if the index is not calibrated.
+    """
 
     id: int
     key: str
@@ -61,9 +66,10 @@ class Hit:
     width: int | None
     height: int | None
     metadata: dict[str, Value]
+    meaning: Meaning | None = None
 
     @classmethod
-    def of(cls, item: Item, score: float) -> Hit:
+    def of(cls, item: Item, score: float, meaning: Meaning | None = None) -> Hit:
         """Return the hit for an item."""
         return cls(
             id=item.id,
@@ -72,6 +78,7 @@ class Hit:
             width=item.width,
             height=item.height,
             metadata=dict(item.metadata),
+            meaning=meaning,
         )
 
 

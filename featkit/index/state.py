@@ -19,7 +19,8 @@ from featkit.index.arguments import (
     unit_vectors,
     whole_number,
 )
-from featkit.index.records import MAX_INTEGER, Hit, Item, NoSuchItem
+from featkit.index.meaning import CALIBRATION, Calibration, Meaning
+from featkit.index.records import MAX_INTEGER, Hit, Item, NoSuchItem, Value
 from featkit.index.refining import POOL, Refinement, diverse, expanded
 from featkit.index.searcher import Neighbors, Searcher
 from featkit.index.tables import CatalogueReader, DamagedCatalogue, StateKey
@@ -46,6 +47,7 @@ class CommittedVectors:
     signature: Signature
     sample: dict[int, int]
     allowed: AllowedIds
+    calibration: Calibration | None
 
     def check_sample(self) -> None:
         """Raise InputError unless the sampled vectors have their checksums.
@@ -144,13 +146,18 @@ class IndexState:
         items = self._items(np.unique(np.concatenate([each.ids for each in results])).tolist())
         return [
             [
-                Hit.of(items[item_id], score)
+                Hit.of(items[item_id], score, self.meaning(score))
                 for item_id, score in zip(
                     neighbors.ids.tolist(), neighbors.scores.tolist(), strict=True
                 )
             ]
             for neighbors in results
         ]
+
+    def meaning(self, score: float) -> Meaning | None:
+        """Return what a score means in this index, or None if it is not calibrated."""
+        calibration = self.vectors.calibration
+        return None if calibration is None else calibration.meaning(score)
 
     def _refined(
         self, query: np.ndarray, found: Neighbors, k: int, where: str | None, refine: Refinement
@@ -269,8 +276,11 @@ def read_vectors(
     rows: FileRows,
     signature: Signature,
     searcher: Searcher,
+    settings: Mapping[str, Value],
 ) -> CommittedVectors:
-    """Return the committed vectors of the state that a catalogue reader sees."""
+    """Return the committed vectors of the state that a catalogue reader sees, whose settings these
+    are."""
+    text = settings.get(CALIBRATION)
     live = np.ones(rows.num_rows, bool)
     deleted = catalogue.deleted_ids()
     if deleted and not 0 <= deleted[0] <= deleted[-1] < rows.num_rows:
@@ -282,7 +292,16 @@ def read_vectors(
         sample = catalogue.checksums(ids[spread(len(ids), SAMPLE_SIZE)].tolist())
         # If the index is older than checksums, only the items added since have one.
         sample = sample or catalogue.first_checksums(SAMPLE_SIZE)
-    return CommittedVectors(key, rows, live, searcher, signature, sample, AllowedIds(rows.num_rows))
+    return CommittedVectors(
+        key=key,
+        rows=rows,
+        live=live,
+        searcher=searcher,
+        signature=signature,
+        sample=sample,
+        allowed=AllowedIds(rows.num_rows),
+        calibration=None if text is None else Calibration.from_json(str(text)),
+    )
 
 
 def spread(num_rows: int, count: int) -> np.ndarray:

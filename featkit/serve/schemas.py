@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from featkit import index
+from featkit.index.meaning import Meaning
 from featkit.index.records import in_json
 
 Value = bool | int | float | str  # of metadata; NaN and infinity are text
@@ -17,6 +18,7 @@ EXAMPLE_HIT: JsonDict = {
     "id": 17,
     "key": "objects/mug/mug-1-front.jpg",
     "score": 0.9312,
+    "meaning": "copy",
     "width": 480,
     "height": 360,
     "metadata": {},
@@ -45,11 +47,16 @@ class Hit(Item):
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_HIT]})
     score: float = Field(description="Cosine similarity, 1 for the same image.")
+    meaning: Meaning | None = Field(
+        None,
+        description="Whether the score is that of a copy, of something similar or unrelated, as"
+        " `featkit calibrate` measured for this index; null if it did not.",
+    )
 
     @classmethod
     def of(cls, hit: index.Hit) -> Self:  # type: ignore[override]
         """Describe a hit of a search."""
-        return cls(score=hit.score, **_fields(hit))
+        return cls(score=hit.score, meaning=hit.meaning, **_fields(hit))
 
 
 class EmbeddedImage(BaseModel):

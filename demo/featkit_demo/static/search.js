@@ -163,7 +163,8 @@ class SearchPage {
   async results(hits, started) {
     const time = Math.max(1, Math.round(performance.now() - started));
     await this.counted;
-    this.title("Nearest images", `${hits.length} of ${count(this.total || hits.length)} · ${time} ms`);
+    const close = !hits.length || hits[0].meaning !== "unrelated";
+    this.title(close ? "Nearest images" : "Nothing close; the nearest are", `${hits.length} of ${count(this.total || hits.length)} · ${time} ms`);
     this.fill(hits);
     this.parts.shuffle.hidden = true;
     this.parts.more.hidden = hits.length < this.k || this.k >= MAX_K || hits.length >= this.total;
@@ -254,8 +255,11 @@ function card(item) {
   else {
     const score = make("span", { className: "fk-score", textContent: item.score.toFixed(3) });
     score.style.setProperty("--score", Math.max(0, Math.min(1, item.score)));
+    if (item.meaning === "copy") score.append(make("span", { className: "fk-meaning", textContent: "copy" }));
+    if (item.meaning === "unrelated") button.classList.add("fk-unrelated");
     button.append(score);
-    button.setAttribute("aria-label", `Search with ${item.key}, similarity ${item.score.toFixed(3)}`);
+    const meaning = item.meaning ? `, ${item.meaning}` : "";
+    button.setAttribute("aria-label", `Search with ${item.key}, similarity ${item.score.toFixed(3)}${meaning}`);
   }
   const place = make("li", {}, button);
   place.style.setProperty("--shape", Math.min(WIDEST, Math.max(NARROWEST, shape)));

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from featkit.cli.console import ProgressReporter, print_json, print_table
+from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.evaluate.common import (
     figure,
     interval,
@@ -80,4 +80,10 @@ def copies(
         (score.name, *(figure(score.single[edit]) for edit in edits)) for score in report.methods
     ]
     print_table("recall@1 of each edit by itself", ("method", *edits), singles)
+    found = report.separation
+    stdout().print(
+        f"A score of {found.level:.3f} separates copies from other images:"
+        f" {found.copies_above:.1%} of the edited copies reach it, and 1 % of the images have"
+        " another that does."
+    )
     print_failures(report.failures)

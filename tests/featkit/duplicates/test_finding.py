@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from featkit.duplicates import Level, find_pairs, finding
-from featkit.duplicates.calibration import SETTING, Calibration, calibrate, stored_calibration
+from featkit.duplicates.calibration import calibrate, num_at_first, stored_calibration
 from featkit.duplicates.decisions import distinct_pairs, mark_distinct
 from featkit.duplicates.look import SAME, Look, agreement
 from featkit.errors import InputError
 from featkit.images import thumbnail_jpeg
 from featkit.index import Index, NoSuchItem
+from featkit.index.meaning import CALIBRATION, Calibration
 from featkit.index.records import KnownFile
 from tests.featkit.duplicates.conftest import NUM_IMAGES, scene
 from tests.featkit.index.conftest import WIDTH, unit_vectors
@@ -27,7 +28,7 @@ def index(scenes: Path, tmp_path: Path) -> Path:
     """A copy of the scenes without a calibration."""
     path = Path(shutil.copytree(scenes, tmp_path / "photos.index"))
     with Index.open(path, writable=True) as opened:
-        opened.writer().set_setting(SETTING, "")
+        opened.writer().set_setting(CALIBRATION, "")
     return path
 
 
@@ -138,10 +139,22 @@ def test_a_calibration_is_kept_until_the_index_changes_much(index: Path) -> None
     with Index.open(index, writable=True) as opened:
         opened.remove([f"{seed}.jpg" for seed in range(20)])
         assert stored_calibration(opened) is None
-        opened.writer().set_setting(SETTING, "no JSON")
+        opened.writer().set_setting(CALIBRATION, "no JSON")
         assert stored_calibration(opened) is None
         with pytest.raises(InputError, match="14 images with thumbnails; calibration takes"):
             calibrate(opened)
+    assert [num_at_first(count) for count in (10, 1000, 2000, 10**6)] == [40, 50, 100, 200]
+
+
+def test_hits_say_what_their_scores_mean(index: Path) -> None:
+    with Index.open(index) as opened:
+        item = opened.item_by_key("0.jpg").id
+        assert {hit.meaning for hit in opened.search(item=item)} == {None}
+        calibration = calibrate(opened)
+        hits = opened.search(item=item, k=len(opened))
+    assert [hit.meaning for hit in hits] == [calibration.meaning(hit.score) for hit in hits]
+    assert (hits[0].key, hits[0].meaning) == ("0.jpg", "copy")
+    assert hits[-1].meaning == "unrelated"
 
 
 def test_decisions_are_remembered(index: Path) -> None:

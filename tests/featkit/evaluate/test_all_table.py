@@ -8,7 +8,7 @@ import pytest
 
 from featkit.evaluate.all_report import AllReport, Difference, Figure, Row
 from featkit.evaluate.all_table import markdown, notes, table_of
-from featkit.evaluate.copies import CopiesReport, MethodScore
+from featkit.evaluate.copies import CopiesReport, MethodScore, Separation
 from featkit.evaluate.groups import GroupReport
 from featkit.evaluate.knn import KnnReport
 
@@ -35,6 +35,7 @@ COPIES = CopiesReport(
     num_images=200,
     seed=0,
     edits_version=1,
+    separation=Separation(level=0.8, copies_above=0.9),
     methods=[
         MethodScore(
             name="old",
