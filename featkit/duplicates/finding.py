@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from featkit.duplicates.look import SAME, Look, agreement
+from featkit.duplicates.look import SAME, SURELY_SAME, Look, agreement
 from featkit.errors import InputError
 from featkit.index import Index, IndexState
 from featkit.index.meaning import Calibration
@@ -18,6 +18,8 @@ from featkit.index.meaning import Calibration
 QUERIES_AT_ONCE = 256
 FIRST_HITS = 16
 MAX_HITS = 4096  # of one image; more copies than these are found through each other
+# Images that score less than strangers do are looked at if they are among the first.
+MAX_LOOKS = 8
 LOOKS_KEPT = 4096  # at 10 kB each
 
 
@@ -100,7 +102,8 @@ def find_pairs(
 def _near(
     index: Index, other: Index, ids: np.ndarray, calibration: Calibration
 ) -> list[list[tuple[int, float]]]:
-    """Return the items of `other` that score at least as copies do with each item of `index`."""
+    """Return the items of `other` that may be copies of each item of `index`: those that score
+    more than strangers, and the first that score as little as a much edited copy may."""
     vectors = index.read(lambda state: state.vectors_of(ids))
     k, results = FIRST_HITS, {}
     open_rows = list(range(len(ids)))
@@ -108,6 +111,7 @@ def _near(
         found = other.read(partial(IndexState.nearest, queries=vectors[open_rows], k=k))
         for row, each in zip(open_rows, found, strict=True):
             near = each.scores >= calibration.candidate
+            near[MAX_LOOKS:] &= each.scores[MAX_LOOKS:] >= calibration.copy
             results[row] = list(
                 zip(each.ids[near].tolist(), each.scores[near].tolist(), strict=True)
             )
@@ -134,8 +138,9 @@ def _judged(
     views = looks[0].get(first), looks[1].get(second)
     agreed = None
     if views[0] is not None and views[1] is not None:
-        agreed = agreement(views[0], views[1], enough=SAME)
-        if agreed >= SAME:
+        enough = SAME if score >= calibration.copy else SURELY_SAME
+        agreed = agreement(views[0], views[1], enough=enough)
+        if agreed >= enough:
             return Pair(first, second, Level.NEAR, score, round(agreed, 3))
     if score >= calibration.copy:
         return Pair(first, second, Level.SIMILAR, score, agreed and round(agreed, 3))

@@ -28,8 +28,8 @@ SCALES = tuple(0.92**step for step in range(12))  # 1 to 0.4
 ANGLES = (0, -7, 7, -14, 14)  # degrees
 LEAST_SIDE = 10  # of a template: smaller ones agree with anything
 LEAST_DEVIATION = 2.0  # gray levels: less is noise of a plain surface
-# From here on, two images show the same.
-SAME = 0.58
+# From here on two images show the same if the model says so too, and else from here on.
+SAME, SURELY_SAME = 0.58, 0.75
 
 
 @dataclass(frozen=True)

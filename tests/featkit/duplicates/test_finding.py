@@ -12,7 +12,7 @@ import pytest
 from featkit.duplicates import Level, find_pairs, finding
 from featkit.duplicates.calibration import calibrate, num_at_first, stored_calibration
 from featkit.duplicates.decisions import distinct_pairs, mark_distinct
-from featkit.duplicates.look import SAME, Look, agreement
+from featkit.duplicates.look import SAME, SURELY_SAME, Look, agreement
 from featkit.errors import InputError
 from featkit.images import thumbnail_jpeg
 from featkit.index import Index, NoSuchItem
@@ -40,13 +40,14 @@ def test_copies_are_found_and_strangers_are_not(index: Path) -> None:
     found = {frozenset((keys[pair.first], keys[pair.second])) for pair in pairs}
     copies = {frozenset((f"{seed}.jpg", f"copy-{seed}.jpg")) for seed in range(4)}
     assert len(found & copies) >= 3
-    assert len(found - copies) <= 3  # of 557 pairs
+    assert len(found - copies) <= 6  # of 557 pairs
     assert {pair.level for pair in pairs} == {Level.NEAR}
 
 
 def test_pairs_equal_brute_force(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finding, "FIRST_HITS", 2)
     monkeypatch.setattr(finding, "QUERIES_AT_ONCE", 7)
+    monkeypatch.setattr(finding, "MAX_LOOKS", 100)
     calibration = Calibration(
         candidate=0.5,
         copy=0.8,
@@ -69,7 +70,8 @@ def test_pairs_equal_brute_force(index: Path, monkeypatch: pytest.MonkeyPatch) -
         score = float(vectors[i].astype(np.float64) @ vectors[j])
         if score < 0.5:
             continue
-        if agreement(looks[i], looks[j], enough=SAME) >= SAME:
+        enough = SAME if score >= 0.8 else SURELY_SAME
+        if agreement(looks[i], looks[j], enough=enough) >= enough:
             expected[i, j] = Level.NEAR
         elif score >= 0.8:
             expected[i, j] = Level.SIMILAR
