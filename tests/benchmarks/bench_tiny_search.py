@@ -73,6 +73,8 @@ class Variant:
     seed: int = 0
 
 
+WEAK_SELF = "weak color and DINO's loss at 0.3"
+WEAK = "half as much change of color"
 VARIANTS = {
     "joint-a": Variant("labels and DINO, learning rate 2e-3, mean pooling", SLOW),
     "labels-a": Variant("labels alone", (*SLOW, "joint.self_weight=0", "dino.koleo_weight=0")),
@@ -86,8 +88,10 @@ VARIANTS = {
         ("crops.num_local=2", "crops.local_size=32", "crops.local_scale=[0.08,0.3]"),
         steps=650,
     ),
-    "weak-color": Variant("half as much change of color", (WEAK_COLOR,)),
-    "b-ref": Variant("weak color and DINO's loss at 0.3", (WEAK_COLOR, *SELF03)),
+    "weak-color": Variant(WEAK, (WEAK_COLOR,)),
+    "weak-color-1": Variant(WEAK, (WEAK_COLOR,), seed=1),
+    "b-ref": Variant(WEAK_SELF, (WEAK_COLOR, *SELF03)),
+    "b-ref-1": Variant(WEAK_SELF, (WEAK_COLOR, *SELF03), seed=1),
     "s-proj1": Variant(
         "DINO's loss at 0.3, a projector of one layer", (*SELF03, "joint.num_layers=1")
     ),
