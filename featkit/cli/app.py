@@ -49,6 +49,12 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
     ),
     (
         "Make",
+        "plan",
+        "featkit.cli.plan:plan",
+        "Say what embedding and searching images will cost here.",
+    ),
+    (
+        "Make",
         "sync",
         "featkit.cli.sync:sync",
         "Keep an index equal to a folder of images.",

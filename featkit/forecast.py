@@ -1,0 +1,127 @@
+"""What embedding a source and searching it will cost on this machine, from a measured sample."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from featkit.embedder import Embedder
+from featkit.errors import FeatkitError, InputError
+from featkit.index.approximate.planning import SearchPlan, plan_search
+from featkit.pipeline import EmbedOptions, EmbedReport, embed_source
+from featkit.resources import usable_cpus, usable_memory
+from featkit.sources import Source, evenly, subset
+
+NUM_SAMPLED = 128
+CATALOGUE_BYTES = 400  # of an item in catalogue.sqlite: key, metadata, checksum, indexes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """The costs of a source of `num_images`, from `num_sampled` of them, `num_failed` unreadable.
+
+    source_bytes: of all images, about. images_per_s, embed_seconds: measured with `num_workers`
+    workers, by the engine `backend`. embeddings_bytes, index_bytes: of the two folders, thumbnails
+    included; free_bytes: of the disk at the folder they would go to. search: how the index would
+    be searched.
+    """
+
+    num_images: int
+    num_sampled: int
+    num_failed: int
+    source_bytes: int
+    backend: str
+    num_workers: int
+    images_per_s: float
+    embed_seconds: float
+    embeddings_bytes: int
+    index_bytes: int
+    free_bytes: int
+    memory_bytes: int
+    search: SearchPlan
+
+    @property
+    def fits(self) -> bool:
+        """Whether both folders fit on the disk."""
+        return self.embeddings_bytes + self.index_bytes <= self.free_bytes
+
+
+def forecast(
+    source: Source,
+    embedder: Embedder,
+    *,
+    out: Path,
+    memory: int | None = None,
+    recall: float = 0.95,
+    num_sampled: int = NUM_SAMPLED,
+    on_progress: Callable[[int, int], None] = lambda _done, _failed: None,
+) -> Forecast:
+    """Embed a sample of a source, spread evenly over it, and return what all of it will cost.
+
+    embedder: with one thread, since workers run side by side. out: a folder on the disk that the
+    index will be on. memory, recall: see `plan_search`. InputError for an empty source, one of
+    which no sampled image can be read, or if nothing fits in this memory.
+    """
+    if len(source) == 0:
+        raise InputError(f"{source.name} has no images.")
+    numbers = evenly(len(source), most=num_sampled)
+    sample = subset(source, numbers)
+    num_bytes = _bytes_of(sample)
+    with tempfile.TemporaryDirectory() as folder:
+        embeddings = Path(folder) / "embeddings"
+        started = time.perf_counter()
+        report = embed_source(sample, embedder, embeddings, EmbedOptions(), on_progress=on_progress)
+        seconds = time.perf_counter() - started
+        written = sum(file.stat().st_size for file in embeddings.rglob("*.parquet"))
+    _refuse_unreadable(report, source)
+    share = len(source) / len(sample)
+    num_images = round(share * (len(sample) - report.num_failed))
+    embeddings_bytes = round(share * written)
+    return Forecast(
+        num_images=len(source),
+        num_sampled=len(sample),
+        num_failed=report.num_failed,
+        source_bytes=round(share * num_bytes),
+        backend=report.backend,
+        num_workers=report.num_workers,
+        images_per_s=len(sample) / seconds,
+        embed_seconds=share * seconds,
+        embeddings_bytes=embeddings_bytes,
+        index_bytes=embeddings_bytes + num_images * CATALOGUE_BYTES,
+        free_bytes=shutil.disk_usage(_existing(out)).free,
+        memory_bytes=usable_memory(),
+        search=plan_search(
+            num_images, embedder.width, memory=memory, recall=recall, processors=usable_cpus()
+        ),
+    )
+
+
+def _bytes_of(source: Source) -> int:
+    """Return the bytes of a source's readable images."""
+    total = 0
+    for number in range(len(source)):
+        with suppress(FeatkitError, OSError):  # embedding counts and reports them
+            total += len(source.read(number))
+    return total
+
+
+def _refuse_unreadable(report: EmbedReport, source: Source) -> None:
+    if report.num_failed == report.num_items:
+        key, reason = report.failures[0]
+        raise InputError(
+            f"None of {report.num_items:,} sampled images of {source.name} can be read; the first"
+            f" is {key}: {reason}"
+        )
+
+
+def _existing(path: Path) -> Path:
+    """Return the nearest folder that exists."""
+    path = path.absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path
