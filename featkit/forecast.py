@@ -1,4 +1,4 @@
-"""What embedding a source and searching it will cost on this machine, from a measured sample."""
+"""The cost of embedding a source and searching it on this machine, from a measured sample."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        """Whether both folders fit on the disk."""
+        """Both folders fit on the disk."""
         return self.embeddings_bytes + self.index_bytes <= self.free_bytes
 
 

@@ -22,7 +22,7 @@ from featkit.index.meaning import CALIBRATION, Calibration
 
 NUM_IMAGES = 200
 FEWEST = 20  # images that a calibration needs
-# Of a new index: enough for a first measure, and little beside embedding all of its images.
+# Of a new index: enough for a first measure, and a fraction of the time of embedding it.
 FEWEST_AT_FIRST, SHARE_AT_FIRST = 40, 0.05
 STRANGERS_BELOW = 0.05  # share of strangers' scores that are less than `similar`
 COPIES_KEPT = 0.95  # share of copies whose score is at least `candidate`

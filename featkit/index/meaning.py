@@ -1,4 +1,4 @@
-"""What scores mean in one index: measured by `featkit calibrate`, and kept with the index.
+"""The meaning of scores in one index: measured by `featkit calibrate`, and kept with the index.
 
 A stranger of an image is another image that does not show the same.
 """

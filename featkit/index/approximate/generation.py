@@ -67,7 +67,7 @@ class Generation:
 
     @property
     def kind(self) -> Kind:
-        """What was built."""
+        """The kind of codes that were built."""
         return KINDS[self.kind_name]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What an index promises of its searches, and when its codes are built again to keep it."""
+"""The promise of an index about its searches, and the building of codes that keeps it."""
 
 from __future__ import annotations
 
