@@ -1,4 +1,4 @@
-"""Search of a large index: exact, featkit's graph, and other libraries, in one run.
+"""Search of a large index: exact, featkit's codes of every kind, and other libraries, in one run.
 
 The vectors are those of shared/data/vectors.py, 384 wide; queries are new points of the same world.
 Each structure is built in a process of its own, whose peak memory is measured. Each is tuned to its
@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -27,8 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 
+from featkit.folders import VECTORS_FILE
 from featkit.index import Index
 from featkit.index.approximate.building import compact
+from featkit.index.approximate.codes import KINDS, Kind
 from featkit.index.approximate.generation import SETTING, Generation
 from featkit.index.approximate.tuning import Truth, lower_end, recalls
 from featkit.index.bounded_faiss import faiss
@@ -42,7 +47,7 @@ WIDTH, K, TARGET = 384, 10, 0.95
 NUM_QUERIES, NUM_SINGLE, ROUNDS = 1000, 300, 5
 EFS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
 ADDED_AT_ONCE = 20_000
-FEATKIT, FAISS, USEARCH = "featkit graph", "FAISS HNSW32,SQ8", "usearch i8"
+FEATKIT, FAISS, USEARCH = "featkit", "FAISS HNSW32,SQ8", "usearch i8"
 
 Search = Callable[[np.ndarray], list[Neighbors]]
 
@@ -74,10 +79,18 @@ def make_index(room: Path, count: int) -> Path:
 # Builds, each in a process of its own -----------------------------------------------------------
 
 
-def build_featkit(index: Path, _file: Path) -> None:
-    """Build featkit's graph in the index."""
-    with Index.open(index) as opened:
-        compact(opened, target=TARGET, allow_low_recall=True)
+def build_featkit(kind: Kind, index: Path, copy: Path) -> None:
+    """Build featkit's codes in a copy of the index, which shares its vectors."""
+    shutil.copytree(index, copy, copy_function=_link_vectors)
+    with Index.open(copy) as opened:
+        compact(opened, kind=kind, target=TARGET, allow_low_recall=True)
+
+
+def _link_vectors(source: str, target: str) -> str:
+    if source.endswith(VECTORS_FILE):
+        os.link(source, target)
+        return target
+    return str(shutil.copy2(source, target))
 
 
 def build_faiss(index: Path, file: Path) -> None:
@@ -99,7 +112,11 @@ def build_usearch(index: Path, file: Path) -> None:
     built.save(str(file))
 
 
-BUILDERS = {FEATKIT: build_featkit, FAISS: build_faiss, USEARCH: build_usearch}
+BUILDERS: dict[str, Callable[[Path, Path], None]] = {
+    **{f"{FEATKIT} {kind.name}": partial(build_featkit, kind) for kind in KINDS.values()},
+    FAISS: build_faiss,
+    USEARCH: build_usearch,
+}
 
 
 def _all_vectors(index: Path) -> np.ndarray:
@@ -184,14 +201,18 @@ def compare(index: Path, room: Path, methods: Sequence[str]) -> list[dict[str, o
     searches: dict[str, Search] = {}
     raw = vectors.nbytes
     for method in methods:
-        file = room / f"{len(vectors)}-{method.split()[0].lower()}"
+        file = room / f"{len(vectors)}-{method.lower().replace(' ', '-')}"
         facts: dict[str, object] = {"method": method, **build(method, index, file)}
-        if method == FEATKIT:
-            opened = Index.open(index)
+        if method.startswith(FEATKIT):
+            opened = Index.open(file)
             record = Generation.from_json(
                 str(opened.read(lambda state: state.catalogue.settings()[SETTING]))
             )
-            facts |= {"bytes": record.num_bytes + 8 * record.num_items, "efSearch": record.ef}
+            facts |= {
+                "bytes": record.num_bytes + 8 * record.num_items,
+                "effort": record.effort,
+                "candidates": record.num_candidates,
+            }
             searches[method] = lambda each, opened=opened: opened.read(  # type: ignore[misc]
                 lambda state: state.nearest(each, k=K)
             )
@@ -199,14 +220,14 @@ def compare(index: Path, room: Path, methods: Sequence[str]) -> list[dict[str, o
             ef, searches[method] = tuned(
                 search_by_faiss, faiss.read_index(str(file)), truth, vectors
             )
-            facts |= {"bytes": file.stat().st_size, "efSearch": ef}
+            facts |= {"bytes": file.stat().st_size, "effort": ef}
         else:
             from usearch.index import Index as Usearch
 
             built = Usearch(ndim=WIDTH, metric="cos", dtype="i8")
             built.load(str(file))
             ef, searches[method] = tuned(search_by_usearch, built, truth, vectors)
-            facts |= {"bytes": file.stat().st_size, "efSearch": ef}
+            facts |= {"bytes": file.stat().st_size, "effort": ef}
         rows[method] = facts
     times: dict[str, list[float]] = {method: [] for method in searches}
     for _ in range(ROUNDS):
@@ -256,7 +277,7 @@ def main(words: Sequence[str] | None = None) -> None:
         print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
         return
     count = 3000 if options.quick else options.count
-    methods = [FEATKIT, FAISS, *([USEARCH] if find_spec("usearch") else [])]
+    methods = [method for method in BUILDERS if method != USEARCH or find_spec("usearch")]
     with tempfile.TemporaryDirectory() as temporary:
         room = options.room or Path(temporary)
         room.mkdir(parents=True, exist_ok=True)
