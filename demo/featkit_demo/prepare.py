@@ -22,8 +22,8 @@ from featkit.backends import BF16
 from featkit.duplicates.calibration import (
     TooFewThumbnails,
     calibrate,
+    is_due,
     num_at_first,
-    stored_calibration,
 )
 from featkit.embedder import Embedder
 from featkit.index import Index
@@ -96,8 +96,8 @@ def prepare_index(
     )
     report = sync(images, folder / INDEX, model=model, options=options, progress=progress)
     with Index.open(folder / INDEX) as index:
-        count = num_at_first(len(index))
-        if stored_calibration(index) is None:
+        if is_due(index):
+            count = num_at_first(len(index))
             with suppress(TooFewThumbnails), progress("calibrating", count) as on_progress:
                 calibrate(index, num_images=count, on_progress=on_progress)
     return Prepared(folder / INDEX, report)

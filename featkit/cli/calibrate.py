@@ -56,9 +56,9 @@ def measure(index: Index, *, num_images: int | None = None, quiet: bool) -> Cali
 def measure_if_due(index: Index, *, quiet: bool) -> None:
     """Calibrate an index that is not calibrated, or has changed much since, if that is possible
     here."""
-    from featkit.duplicates.calibration import TooFewThumbnails, num_at_first, stored_calibration
+    from featkit.duplicates.calibration import TooFewThumbnails, is_due, num_at_first
 
-    if stored_calibration(index) is not None:
+    if not is_due(index):
         return
     with suppress(
         TooFewThumbnails, EnvironmentProblem

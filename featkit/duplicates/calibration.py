@@ -38,6 +38,11 @@ def num_at_first(num_items: int) -> int:
     return min(NUM_IMAGES, max(FEWEST_AT_FIRST, int(SHARE_AT_FIRST * num_items)))
 
 
+def is_due(index: Index) -> bool:
+    """Return whether an index has no current calibration, and enough images for one."""
+    return len(index) >= FEWEST and stored_calibration(index) is None
+
+
 def stored_calibration(index: Index) -> Calibration | None:
     """Return the calibration that an index has, if it is still current."""
     stored, num_items = index.read(lambda state: (state.vectors.calibration, len(state)))

@@ -32,6 +32,8 @@ SUBCOMMANDS = [
     ["index"],
     ["sync"],
     ["compact"],
+    ["calibrate"],
+    ["plan"],
     ["search"],
     ["duplicates"],
     ["list"],

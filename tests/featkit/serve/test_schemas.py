@@ -30,8 +30,10 @@ def test_an_item_names_the_path_of_its_thumbnail() -> None:
 
 
 def test_a_hit_is_an_item_with_a_score() -> None:
-    hit = schemas.Hit.of(Hit.of(ITEM, 0.5))
-    assert hit.model_dump() == schemas.Item.of(ITEM).model_dump() | {"score": 0.5}
+    for meaning in (None, "similar"):
+        hit = schemas.Hit.of(Hit.of(ITEM, 0.5, meaning))
+        wanted = {"score": 0.5, "meaning": meaning}
+        assert hit.model_dump() == schemas.Item.of(ITEM).model_dump() | wanted
 
 
 def test_values_of_metadata_keep_their_types() -> None:
