@@ -181,7 +181,9 @@ def rescored(found: Sequence[Neighbors], truth: Truth, vectors: np.ndarray) -> l
     exact = []
     for each, query in zip(found, truth.queries, strict=True):
         ids = each.ids[each.ids >= 0]
-        exact.append(Neighbors(ids, (vectors[ids] @ query).astype(np.float32)))
+        # as exact search computes them: rounding must not count as a miss
+        scores = np.einsum("nd,d->n", vectors[ids].astype(np.float64), query.astype(np.float64))
+        exact.append(Neighbors(ids, scores.astype(np.float32)))
     return exact
 
 
