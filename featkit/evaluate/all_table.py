@@ -127,6 +127,11 @@ def _on_labels(report: AllReport) -> list[str]:
         if knn.num_unseen
         else ""
     )
+    if knn.num_near_copies:
+        unseen += (
+            f" Test images that can be found in {report.names[train]} as well:"
+            f" {knn.num_near_copies:,}."
+        )
     distinct = list(dict.fromkeys(knn.columns))
     columns = f"{'column' if len(distinct) == 1 else 'columns'} {' and '.join(distinct)}"
     lines = [

@@ -19,6 +19,7 @@ import numpy as np
 from featkit.errors import InputError
 from featkit.evaluate.baselines import PIXELS_SIDE
 from featkit.evaluate.embedding import ImageModel, OnProgress, no_progress
+from featkit.evaluate.knn import count_near_copies
 from featkit.evaluate.labels import LABEL, LabeledPair, embed_labeled
 from featkit.evaluate.retrieval import bootstrap_interval
 from featkit.sources import Source
@@ -88,6 +89,7 @@ class LinearReport:
     num_test: int
     num_labels: int
     num_unseen: int  # test images whose label the training part does not have
+    num_near_copies: int  # test images that the training part has as well
     columns: tuple[str, str]
     seed: int
     grid: tuple[float, ...]
@@ -202,6 +204,7 @@ def report_classified(
         num_test=len(pair.test),
         num_labels=len(pair.names),
         num_unseen=pair.num_unseen,
+        num_near_copies=count_near_copies(pair),
         columns=pair.columns,
         seed=seed,
         grid=L2_GRID,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from featkit.cli.console import print_table, stdout
 from featkit.cli.selecting import SelectionFlags, note_passed_over, selection_of
 from featkit.errors import InputError
+from featkit.wording import counted
 
 if TYPE_CHECKING:
     from featkit.sources import Source
@@ -114,6 +115,14 @@ def labels_from(columns: tuple[str, str]) -> str:
 def note_if(count: int, note: str) -> list[str]:
     """Return the note as a list if the count is not 0, else an empty list."""
     return [note] if count else []
+
+
+def near_copies(count: int) -> str:
+    """Return a warning about test images that are copies of training images."""
+    return (
+        f"{counted(count, 'test image')} can be found among the training images, in another size at"
+        " most, so the figures are too good; list such images with `featkit duplicates --against`."
+    )
 
 
 def say(*lines: str) -> None:

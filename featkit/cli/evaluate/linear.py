@@ -8,6 +8,7 @@ from featkit.cli.evaluate.common import (
     figure,
     interval,
     labels_from,
+    near_copies,
     note_if,
     open_two,
     print_failures,
@@ -95,6 +96,7 @@ def linear(
             report.num_unseen,
             f"Test images whose label is not in the training set: {report.num_unseen:,}.",
         ),
+        *note_if(report.num_near_copies, near_copies(report.num_near_copies)),
         *note_if(
             len(unfinished),
             f"Not converged after {MAX_ITERATIONS:,} steps: {', '.join(unfinished)}.",

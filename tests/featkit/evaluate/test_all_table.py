@@ -26,6 +26,7 @@ KNN = KnnReport(
     num_test=2750,
     num_labels=275,
     num_unseen=0,
+    num_near_copies=0,
     columns=("class", "label"),
     temperature=0.07,
     most_frequent=0.004,

@@ -25,6 +25,7 @@ from featkit.evaluate.knn import (
 from featkit.evaluate.retrieval import unchanged, unit_rows
 from featkit.sources import Source, open_source
 from tests.featkit.evaluate.labeled import write_kinds_parquet, write_kinds_tar
+from tests.images import draw_image
 
 # Vectors of few small whole numbers: their products are exact, and many of them equal.
 ROWS = st.integers(1, 9).flatmap(
@@ -184,3 +185,17 @@ def test_the_report_holds_each_method_at_each_k(
         assert report.score("test-0", k).weighted == pytest.approx(expected)
     low, high = report.score("test-0", 3).interval
     assert low <= report.score("test-0", 3).weighted <= high
+
+
+def test_copies_of_training_images_are_counted(tmp_path: Path, model_file: Path) -> None:
+    for part, seeds in (("train", range(8)), ("test", range(10, 16))):
+        for seed in seeds:
+            folder = tmp_path / part / "ab"[seed % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            draw_image(seed, height=120, width=160).save(folder / f"{seed}.png")
+    for seed in (2, 3):
+        smaller = draw_image(seed, height=120, width=160).resize((90, 64))
+        smaller.save(tmp_path / "test" / "a" / f"{seed}.jpg", quality=60)
+    parts = open_source(tmp_path / "train"), open_source(tmp_path / "test")
+    report = evaluate_knn(*parts, Embedder(model_file, threads=1), label="folder", ks=(1,))
+    assert (report.num_test, report.num_near_copies) == (8, 2)
