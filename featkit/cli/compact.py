@@ -49,7 +49,8 @@ def compact(
     from featkit.index import Index
     from featkit.index.approximate.building import compact as build
     from featkit.index.approximate.codes import FINE_GRAPH
-    from featkit.index.approximate.upkeep import Promise, give_promise, promise_of
+    from featkit.index.approximate.planning import Promise
+    from featkit.index.approximate.upkeep import give_promise, promise_of
 
     silent = quiet or json_
 

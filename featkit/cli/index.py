@@ -15,7 +15,7 @@ from featkit.wording import counted, typed
 if TYPE_CHECKING:
     from featkit.embeddings import Embeddings
     from featkit.index import AddReport
-    from featkit.index.approximate.upkeep import Promise
+    from featkit.index.approximate.planning import Promise
 
 
 def index(

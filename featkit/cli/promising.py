@@ -14,8 +14,7 @@ from featkit.wording import counted
 if TYPE_CHECKING:
     from featkit.index import Index
     from featkit.index.approximate.generation import Generation
-    from featkit.index.approximate.planning import SearchPlan
-    from featkit.index.approximate.upkeep import Promise
+    from featkit.index.approximate.planning import Promise, SearchPlan
 
 Memory: TypeAlias = Annotated[
     str | None,
@@ -49,7 +48,7 @@ def promise_from(memory: str | None, recall: float | None) -> Promise | None:
     """Return the promise that the flags give, if one of them is there."""
     if memory is None and recall is None:
         return None
-    from featkit.index.approximate.upkeep import Promise
+    from featkit.index.approximate.planning import Promise
 
     return Promise(
         memory=None if memory is None else parse_bytes(memory),

@@ -21,7 +21,7 @@ from featkit.extras import need_extra
 from featkit.wording import counted
 
 if TYPE_CHECKING:
-    from featkit.index.approximate.upkeep import Promise
+    from featkit.index.approximate.planning import Promise
     from featkit.syncing import SyncOptions, SyncReport
 
 Flag = Annotated[bool, Parameter(negative="")]

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from featkit.errors import FeatkitError, InputError
 from featkit.folders import VECTORS_FILE
+from featkit.index.approximate.planning import Promise
 from featkit.index.catalogue import Catalogue
 from featkit.index.compatibility import Compatibility
 from featkit.index.index_types import searcher_for
@@ -102,7 +103,12 @@ class IndexReader:
             signature = file.signature()
             num_rows = catalogue.num_rows()
             file.check_length(num_rows)
-            rows = FileRows(file, num_rows)
+            promise = Promise.of(settings)
+            rows = FileRows(
+                file,
+                num_rows,
+                most_held=promise.spare_bytes(num_rows, compatibility.width) if promise else None,
+            )
             searcher = searcher_for(self.vectors_path.parent, settings)
             if vectors is not None and vectors.key == key:
                 vectors = dataclasses.replace(

@@ -129,14 +129,16 @@ class VectorFile:
 class FileRows:
     """The first N rows of a vectors file, read in blocks or by id.
 
-    The second scan keeps the rows in memory for later ones, unless they would take more than half
-    of the spare memory.
+    The second scan keeps the rows in memory for later calls, and so does taking as many rows by id
+    as there are, unless they would take more than half of the spare memory, or than `most_held`
+    bytes.
     """
 
-    def __init__(self, file: VectorFile, num_rows: int) -> None:
+    def __init__(self, file: VectorFile, num_rows: int, *, most_held: int | None = None) -> None:
         self.file, self.num_rows, self.width = file, num_rows, file.width
+        self._most_held = most_held
         self._held: np.ndarray | None = None  # all rows
-        self._num_scans = 0
+        self._num_scans = self._num_taken = 0
         self._holding = threading.Lock()  # held by the scan that fills `_held`
 
     def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -183,10 +185,28 @@ class FileRows:
         self._held = rows
 
     def _fits_in_memory(self) -> bool:
-        return self.num_rows * self.file.row_bytes <= MAX_SHARE_HELD * spare_memory()
+        num_bytes = self.num_rows * self.file.row_bytes
+        if self._most_held is not None and num_bytes > self._most_held:
+            return False
+        return num_bytes <= MAX_SHARE_HELD * spare_memory()
+
+    def _hold_if_due(self, num_taken: int) -> None:
+        """Keep all rows in memory if as many were taken as a scan reads."""
+        self._num_taken += num_taken
+        if self._num_taken < self.num_rows or not self._holding.acquire(blocking=False):
+            return
+        try:
+            self._num_taken = 0  # asks for the spare memory once in a while only
+            if self._held is None and self._fits_in_memory():
+                for _ in self._hold(max(8, LARGE_BLOCK_BYTES // self.file.row_bytes)):
+                    pass
+        finally:
+            self._holding.release()
 
     def take(self, ids: np.ndarray) -> np.ndarray:
         """Return the rows (n, D) float32 with these ids, which may be in any order."""
+        if self._held is None:
+            self._hold_if_due(len(ids))
         if self._held is not None:
             return np.take(self._held, ids, axis=0)
         taken = np.empty((len(ids), self.width), FLOAT32)

@@ -7,8 +7,10 @@ back when it is short.
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 from rich.filesize import decimal
 
@@ -23,8 +25,11 @@ from featkit.index.approximate.codes import (
     num_lists,
     num_trained_on,
 )
+from featkit.index.records import Value
+from featkit.resources import usable_cpus
 from featkit.wording import counted, duration
 
+PROMISE = "search_promise"  # the setting
 EXACT_BELOW = 50_000  # images
 # The ids of the rows, and the marks of those that a graph's walk has visited.
 BYTES_PER_ROW = 8 + 1
@@ -74,6 +79,42 @@ class SearchPlan:
             *self.reasons,
         ]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """The memory in bytes that searches may keep, None for any, and the recall@10 they reach."""
+
+    memory: int | None = None
+    recall: float = 0.95
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Value]) -> Promise | None:
+        """Return the promise among the settings of an index, if it was given one."""
+        text = settings.get(PROMISE)
+        if text is None:
+            return None
+        values = json.loads(str(text))  # a later version may have added others
+        return cls(memory=values["memory"], recall=values["recall"])
+
+    def to_json(self) -> str:
+        """Return it as the text of a setting."""
+        return json.dumps(asdict(self))
+
+    def plan(self, num_items: int, width: int) -> SearchPlan:
+        """Return how an index of this size keeps the promise. InputError if it cannot."""
+        return plan_search(
+            num_items, width, memory=self.memory, recall=self.recall, processors=usable_cpus()
+        )
+
+    def spare_bytes(self, num_items: int, width: int) -> int | None:
+        """Return how many bytes of vectors a process may keep besides codes; None for any."""
+        if self.memory is None:
+            return None
+        if num_items < EXACT_BELOW:
+            return self.memory
+        sizes = [codes_bytes(kind, num_items, width) for kind in KINDS.values()]
+        return self.memory - max((size for size in sizes if size <= self.memory), default=0)
 
 
 def codes_bytes(kind: Kind, num_items: int, width: int) -> int:

@@ -2,60 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from featkit.errors import InputError
 from featkit.index.approximate.building import Progress, compact
 from featkit.index.approximate.generation import SETTING, Generation
-from featkit.index.approximate.planning import (
-    REBUILD_SHARE,
-    SearchPlan,
-    plan_search,
-)
+from featkit.index.approximate.planning import PROMISE, REBUILD_SHARE, Promise, SearchPlan
 from featkit.index.index import Index
-from featkit.resources import usable_cpus
 
-PROMISE = "search_promise"  # the setting
 FEW_OUTSIDE = 20_000  # rows that are scanned in about a millisecond
-
-
-@dataclass(frozen=True, kw_only=True)
-class Promise:
-    """The memory in bytes that searches may keep, None for any, and the recall@10 they reach."""
-
-    memory: int | None = None
-    recall: float = 0.95
-
-    def plan(self, num_items: int, width: int) -> SearchPlan:
-        """Return how an index of this size keeps the promise. InputError if it cannot."""
-        return plan_search(
-            num_items,
-            width,
-            memory=self.memory,
-            recall=self.recall,
-            processors=usable_cpus(),
-        )
 
 
 def promise_of(index: Index) -> Promise | None:
     """Return the promise that an index was given, if it was."""
-    text = index.read(lambda state: state.catalogue.settings().get(PROMISE))
-    if text is None:
-        return None
-    try:
-        return Promise(**json.loads(str(text)))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"The promise of {index.path} cannot be read; update featkit.") from error
+    return Promise.of(index.read(lambda state: state.catalogue.settings()))
 
 
 def give_promise(index: Index, promise: Promise) -> None:
     """Store a promise, which later calls of `keep_promise` keep."""
     index_id = index.read(lambda state: state.vectors.key.index_id)
-    index.publish(index_id, {PROMISE: json.dumps(asdict(promise))})
+    index.publish(index_id, {PROMISE: promise.to_json()})
 
 
 def keep_promise(

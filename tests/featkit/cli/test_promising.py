@@ -10,7 +10,8 @@ import pytest
 from featkit.cli.promising import parse_bytes
 from featkit.index import Index
 from featkit.index.approximate import planning
-from featkit.index.approximate.upkeep import Promise, promise_of
+from featkit.index.approximate.planning import Promise
+from featkit.index.approximate.upkeep import promise_of
 from tests.commands import run_featkit
 from tests.images import draw_folder
 from tests.sentences import refused

@@ -80,6 +80,24 @@ def test_rows_that_would_fill_memory_are_read_each_time(
         assert len(starts) > 1
 
 
+@pytest.mark.parametrize("most_held", [None, COUNT * WIDTH * 4, COUNT * WIDTH * 4 - 1, 0])
+def test_rows_taken_as_often_as_a_scan_are_kept(
+    stored: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch, most_held: int | None
+) -> None:
+    path, expected = stored
+    rows = FileRows(VectorFile(path, width=WIDTH), COUNT, most_held=most_held)
+    ids = np.arange(0, COUNT, 3)
+    for _ in range(6):
+        np.testing.assert_array_equal(rows.take(ids), expected[ids])
+    reads: list[int] = []
+    monkeypatch.setattr(VectorFile, "read_rows", lambda *_arguments: reads.append(1))
+    monkeypatch.setattr(VectorFile, "read", lambda *_arguments: reads.append(1))
+    monkeypatch.setattr(VectorFile, "read_bytes", lambda *_arguments: reads.append(1))
+    rows.take(ids)
+    fits = most_held is None or most_held >= expected.nbytes
+    assert (reads == []) == fits
+
+
 def test_concurrent_scans_see_the_same_rows(stored: tuple[Path, np.ndarray]) -> None:
     path, expected = stored
     rows = FileRows(VectorFile(path, width=WIDTH), COUNT)
@@ -90,6 +108,8 @@ def test_concurrent_scans_see_the_same_rows(stored: tuple[Path, np.ndarray]) -> 
         for number in range(20):
             if not np.array_equal(scan(rows, MANY if number % 2 else ONE)[0], expected):
                 wrong.append(number)
+            if not np.array_equal(rows.take(np.array([5, 1])), expected[[5, 1]]):
+                wrong.append(-number)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:

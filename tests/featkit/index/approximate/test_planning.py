@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from featkit.index import Index
 from featkit.index.approximate import planning, upkeep
 from featkit.index.approximate.codes import COARSE_GRAPH, FINE_GRAPH, LISTS, Kind
-from featkit.index.approximate.planning import EXACT_BELOW, codes_bytes, plan_search
-from featkit.index.approximate.upkeep import Promise, give_promise, keep_promise, promise_of
+from featkit.index.approximate.planning import EXACT_BELOW, Promise, codes_bytes, plan_search
+from featkit.index.approximate.upkeep import give_promise, keep_promise, promise_of
 from tests.featkit.index.approximate.conftest import NUM_ITEMS, WIDTH, clumped
 from tests.sentences import refused
 
@@ -63,6 +63,13 @@ def test_a_plan_fits_or_names_what_would(num_items: int, width: int, memory: int
             plan_search(num_items, width, memory=memory)
     else:
         assert plan_search(num_items, width, memory=memory).num_bytes <= memory
+
+
+def test_what_codes_leave_is_for_vectors() -> None:
+    assert Promise().spare_bytes(10**6, 384) is None
+    assert Promise(memory=MB).spare_bytes(1000, 384) == MB
+    assert Promise(memory=GB).spare_bytes(10**6, 384) == GB - codes_bytes(FINE_GRAPH, 10**6, 384)
+    assert Promise(memory=MB).spare_bytes(10**6, 384) == MB  # no codes fit any more
 
 
 def test_what_cannot_be_promised_is_refused() -> None:
