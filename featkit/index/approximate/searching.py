@@ -28,7 +28,8 @@ NUM_NEAR, NEAR_SHARE = 64, 0.5
 EFFORT_POWER = -0.77
 MAX_EFFORT = 4096
 MAX_HITS = 1000  # more are found by scanning
-QUERIES_AT_ONCE = 64  # their candidates' vectors are in memory at once, in float64
+QUERIES_AT_ONCE = 1024
+RANKED_AT_ONCE = 64  # their candidates' vectors are in memory at once, in float64
 MAX_OUTSIDE_BYTES = 32 * 2**20  # of rows without codes, kept for each filter
 
 
@@ -80,7 +81,12 @@ class CodesSearcher:
             queries, num_candidates=num_candidates, effort=effort, bits=view.bits
         )
         others = self._outside(queries, rows, k=k, view=view)
-        found = rank_all(queries, rows, self.generation.ids, positions, others, k=k)
+        found: list[Neighbors] = []
+        for start in range(0, len(queries), RANKED_AT_ONCE):
+            part = slice(start, start + RANKED_AT_ONCE)
+            found += rank_all(
+                queries[part], rows, self.generation.ids, positions[part], others[part], k=k
+            )
         is_far = self._far_from(queries, view)
         wanted = min(k, view.num_allowed)
         unsure = [i for i, each in enumerate(found) if is_far[i] or len(each.ids) < wanted]
