@@ -34,6 +34,9 @@ def num_multiplied(model: onnx.ModelProto, *, height: int, width: int) -> int:
     names = {name for node in products for name in (node.input[0], node.output[0])} - {INPUT}
     outputs = {value.name for value in model.graph.output}
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:  # weights that are stored in fp16 are cast
+        if node.op_type == "Cast" and node.input[0] in weights:
+            weights[node.output[0]] = weights[node.input[0]]
     wanted = sorted(names - outputs - weights.keys())
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
