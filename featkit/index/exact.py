@@ -20,6 +20,7 @@ from featkit.index.searcher import Neighbors, Rows
 
 # Candidates beyond k in the first scan, so that a tie at rank k rarely needs a second scan.
 SPARE = 16
+RANKED_AT_ONCE = 64  # queries whose candidates' vectors are in memory at once, in float64
 QUERIES_AT_ONCE = 256
 # If at most this share of the rows is allowed, they are gathered instead of scanning all.
 FEW_SHARE = 0.1
@@ -112,13 +113,13 @@ def _search(
     num_candidates = min(k + SPARE, num_allowed)
     while unsettled:
         scores, candidates = _scan(queries[unsettled], rows, k=num_candidates, bits=bits)
-        for i, worst, ids in zip(unsettled, scores[:, -1], candidates, strict=True):
-            ranked = rank(queries[i], rows, ids)
+        ranked = rank(queries[unsettled], rows, candidates)
+        for i, worst, ids, exact in zip(unsettled, scores[:, -1], *ranked, strict=True):
             # A row that FAISS left out scored at most `worst` there, and both sums may be off by
             # rounding.
             margin = _rounding(rows.width)
-            if num_candidates == num_allowed or worst < ranked.scores[k - 1] - margin:
-                settled[i] = Neighbors(ranked.ids[:k], ranked.scores[:k])
+            if num_candidates == num_allowed or worst < exact[k - 1] - margin:
+                settled[i] = Neighbors(ids[:k], exact[:k])
         unsettled = [i for i in unsettled if i not in settled]
         num_candidates = min(4 * num_candidates, num_allowed)
     return [settled[i] for i in range(len(queries))]
@@ -190,13 +191,30 @@ def _merged(
     return best
 
 
-def rank(query: np.ndarray, rows: Rows, ids: np.ndarray) -> Neighbors:
-    """Sort candidates by exact score, then id. A score depends on nothing but the two vectors."""
-    scores = np.einsum(
-        "nd,d->n", rows.take(ids).astype(np.float64), query.astype(np.float64)
-    ).astype(np.float32)
-    order = np.lexsort((ids, -scores))
-    return Neighbors(ids[order], scores[order])
+def rank(queries: np.ndarray, rows: Rows, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sort the candidates (Q, R) of each query by exact score, then id; return ids and scores.
+
+    -1 is no candidate, and comes last with the score -inf. A score depends on nothing but the two
+    vectors.
+    """
+    ranked_ids, ranked_scores = np.empty_like(ids), np.empty(ids.shape, np.float32)
+    for start in range(0, len(queries), RANKED_AT_ONCE):
+        part = slice(start, start + RANKED_AT_ONCE)
+        ranked_ids[part], ranked_scores[part] = _rank(queries[part], rows, ids[part])
+    return ranked_ids, ranked_scores
+
+
+def _rank(queries: np.ndarray, rows: Rows, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    unique, inverse = np.unique(ids, return_inverse=True)
+    num_skipped = int(len(unique) > 0 and unique[0] == -1)
+    taken = rows.take(unique[num_skipped:]).astype(np.float64)
+    if len(taken) == 0:
+        taken = np.zeros((1, rows.width))
+    vectors = taken[np.maximum(inverse.reshape(ids.shape) - num_skipped, 0)]  # (Q, R, D)
+    scores = np.einsum("qrd,qd->qr", vectors, queries.astype(np.float64)).astype(np.float32)
+    scores[ids < 0] = -np.inf
+    order = np.lexsort((ids, -scores), axis=1)
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
 
 
 def _rounding(width: int) -> float:

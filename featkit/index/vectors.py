@@ -260,13 +260,16 @@ class ChecksummedRows:
 
     def checksums(self, ids: Iterable[int]) -> dict[int, int]:
         """Return the checksums of rows by id, of those that were taken."""
-        wanted = {*ids}
+        wanted = np.sort(np.fromiter(ids, np.int64))
         found: dict[int, int] = {}
-        for taken_ids, rows in self._taken:
-            for position, row_id in enumerate(taken_ids.tolist()):
-                if row_id in wanted:
-                    wanted.discard(row_id)
-                    (found[row_id],) = checksums(rows[position : position + 1])
+        for taken_ids, rows in self._taken if len(wanted) else ():
+            places = np.minimum(np.searchsorted(wanted, taken_ids), len(wanted) - 1)
+            positions = np.flatnonzero(wanted[places] == taken_ids)
+            for row_id, position in zip(
+                taken_ids[positions].tolist(), positions.tolist(), strict=True
+            ):
+                if row_id not in found:
+                    found[row_id] = zlib.crc32(rows[position])
         return found
 
 

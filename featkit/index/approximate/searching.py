@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featkit.index.approximate.generation import OpenGeneration
-from featkit.index.exact import ArrayRows, ChosenRows, exact_search
+from featkit.index.exact import ArrayRows, ChosenRows, exact_search, rank
 from featkit.index.searcher import Neighbors, Rows
 
 MAX_VIEWS = 16  # filters whose bitmaps are kept
@@ -29,7 +29,6 @@ EFFORT_POWER = -0.77
 MAX_EFFORT = 4096
 MAX_HITS = 1000  # more are found by scanning
 QUERIES_AT_ONCE = 1024
-RANKED_AT_ONCE = 64  # their candidates' vectors are in memory at once, in float64
 MAX_OUTSIDE_BYTES = 32 * 2**20  # of rows without codes, kept for each filter
 
 
@@ -81,12 +80,7 @@ class CodesSearcher:
             queries, num_candidates=num_candidates, effort=effort, bits=view.bits
         )
         others = self._outside(queries, rows, k=k, view=view)
-        found: list[Neighbors] = []
-        for start in range(0, len(queries), RANKED_AT_ONCE):
-            part = slice(start, start + RANKED_AT_ONCE)
-            found += rank_all(
-                queries[part], rows, self.generation.ids, positions[part], others[part], k=k
-            )
+        found = rank_all(queries, rows, self.generation.ids, positions, others, k=k)
         is_far = self._far_from(queries, view)
         wanted = min(k, view.num_allowed)
         unsure = [i for i, each in enumerate(found) if is_far[i] or len(each.ids) < wanted]
@@ -171,26 +165,15 @@ def rank_all(
 ) -> list[Neighbors]:
     """Return the k best candidates of each query by exact score, then smaller id.
 
-    positions: (Q, R) among the codes, -1 for none. others: further ids of each query. The scores
-    are those of `exact.rank`, computed for all queries at once.
+    positions: (Q, R) among the codes, -1 for none. others: further ids of each query.
     """
     ids = np.where(positions >= 0, coded_ids[positions], -1)
     most = max((len(each) for each in others), default=0)
     further = np.full((len(queries), most), -1, np.int64)
     for row, each in zip(further, others, strict=True):
         row[: len(each)] = each
-    ids = np.concatenate([ids, further], axis=1)
-    unique, inverse = np.unique(ids, return_inverse=True)
-    skipped = int(len(unique) > 0 and unique[0] == -1)
-    taken = rows.take(unique[skipped:]).astype(np.float64)
-    if len(taken) == 0:
-        taken = np.zeros((1, rows.width))
-    vectors = taken[np.maximum(inverse.reshape(ids.shape) - skipped, 0)]  # (Q, R, D)
-    scores = np.einsum("qrd,qd->qr", vectors, queries.astype(np.float64)).astype(np.float32)
-    scores[ids < 0] = -np.inf
-    order = np.lexsort((ids, -scores), axis=1)[:, :k]
-    ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
-    counts = np.count_nonzero(ids >= 0, axis=1).tolist()
+    ids, scores = rank(queries, rows, np.concatenate([ids, further], axis=1))
+    counts = np.minimum(np.count_nonzero(ids >= 0, axis=1), k).tolist()
     return [
         Neighbors(ids[i, :count], scores[i, :count], is_exact=False)
         for i, count in enumerate(counts)
