@@ -115,8 +115,8 @@ and to pixels. `featkit embed` does {speed:g} times the images per second of the
 
 ## How its recipe was chosen
 
-Short trainings that each change one thing. kNN is that of `things`, copies are of 400 photographs, 8
-of which are training images in another size; the retrieval sets and the photographs of the scores
+Short trainings that each change one thing. kNN is that of `things`, copies are of 400 photographs,
+8 of which are training images in another size; the retrieval sets and the photographs of the scores
 above took no part.
 
 {markdown_table([without(row, "settings") for row in search.values()])}
