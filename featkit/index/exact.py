@@ -194,7 +194,7 @@ def _merged(
 def rank(queries: np.ndarray, rows: Rows, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sort the candidates (Q, R) of each query by exact score, then id; return ids and scores.
 
-    -1 is no candidate, and comes last with the score -inf. A score depends on nothing but the two
+    -1 stands for a missing one, which comes last with the score -inf. A score depends on nothing but the two
     vectors.
     """
     ranked_ids, ranked_scores = np.empty_like(ids), np.empty(ids.shape, np.float32)

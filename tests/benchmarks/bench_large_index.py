@@ -233,7 +233,7 @@ def compare(index: Path, room: Path, methods: Sequence[str]) -> list[dict[str, o
             facts |= {"bytes": file.stat().st_size, "effort": ef}
         rows[method] = facts
     for search in searches.values():
-        # featkit keeps vectors in memory once it has read as many as there are
+        # featkit keeps vectors in memory once it has read as many rows as the index has
         for _ in range(2 + len(vectors) // (K * NUM_QUERIES)):
             search(queries)
     times: dict[str, list[float]] = {method: [] for method in searches}
