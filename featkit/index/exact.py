@@ -194,8 +194,8 @@ def _merged(
 def rank(queries: np.ndarray, rows: Rows, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sort the candidates (Q, R) of each query by exact score, then id; return ids and scores.
 
-    -1 stands for a missing one, which comes last with the score -inf. A score depends on nothing but the two
-    vectors.
+    -1 stands for a missing one, which comes last with the score -inf. A score depends on nothing
+    but the two vectors.
     """
     ranked_ids, ranked_scores = np.empty_like(ids), np.empty(ids.shape, np.float32)
     for start in range(0, len(queries), RANKED_AT_ONCE):
