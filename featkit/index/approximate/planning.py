@@ -40,7 +40,7 @@ MOST_CHANGE_A_DAY = 0.5
 # Codes are built again when so much of the images is new or gone.
 REBUILD_SHARE = 0.2
 # Measured with one thread of an EPYC at width 384 (results/large_index_1000000.json): seconds to
-# scan a vector, and to add one to a graph of n or to lists, of which a graph's grows with log n.
+# scan a vector, to add one to a graph of n vectors (times log2 n), and to add one to lists.
 SCAN_S, GRAPH_ADD_S, LIST_ADD_S = 76e-9, 20e-6, 140e-6
 SEARCH_S = {FINE_GRAPH: 1.1e-3, COARSE_GRAPH: 1.7e-3, LISTS: 4.7e-3}  # among a million
 WIDTH, MANY = 384, 1_000_000
