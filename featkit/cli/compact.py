@@ -8,9 +8,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from featkit.cli.console import ProgressReporter, print_json, stdout
+from featkit.cli.console import print_json, stdout
 from featkit.cli.options import AsJson, Quiet
-from featkit.cli.promising import Memory, Recall, in_words, promise_from
+from featkit.cli.promising import Memory, Recall, in_words, promise_from, shown
 from featkit.extras import need_extra
 
 
@@ -52,17 +52,8 @@ def compact(
     from featkit.index.approximate.planning import Promise
     from featkit.index.approximate.upkeep import give_promise, promise_of
 
-    silent = quiet or json_
-
-    def on_step(step: str) -> None:
-        if not silent:
-            stdout().print(f"{step} ...")
-
     given = promise_from(memory, recall)
-    with (
-        Index.open(index) as opened,
-        ProgressReporter("adding", total=len(opened), unit="vectors", quiet=silent) as progress,
-    ):
+    with Index.open(index) as opened, shown(opened, quiet=quiet or json_) as show:
         promise = given or promise_of(opened) or Promise()
         plan = promise.plan(len(opened), opened.width)
         generation = build(
@@ -70,8 +61,8 @@ def compact(
             kind=plan.kind or FINE_GRAPH,
             target=promise.recall,
             allow_low_recall=allow_low_recall,
-            on_progress=lambda done, _total: progress(done, 0),
-            on_step=on_step,
+            on_progress=show.on_progress,
+            on_step=show.on_step,
         )
         if given is not None:
             give_promise(opened, given)

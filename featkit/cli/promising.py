@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
 from cyclopts import Parameter
 
@@ -56,7 +58,26 @@ def promise_from(memory: str | None, recall: float | None) -> Promise | None:
     )
 
 
-def keep_promise(index: Index, promise: Promise | None, *, quiet: bool) -> Generation | None:
+class Shown(NamedTuple):
+    """The functions that a build calls to show its progress."""
+
+    on_progress: Callable[[int, int], None]
+    on_step: Callable[[str], None]
+
+
+@contextmanager
+def shown(index: Index, *, quiet: bool) -> Iterator[Shown]:
+    """Show the progress of building the codes of an index."""
+
+    def on_step(step: str) -> None:
+        if not quiet:
+            stdout().print(f"{step} ...")
+
+    with ProgressReporter("adding", total=len(index), unit="vectors", quiet=quiet) as progress:
+        yield Shown(lambda done, _total: progress(done, 0), on_step)
+
+
+def keep_promise(index: Index, promise: Promise | None, *, quiet: bool) -> None:
     """Give an index a new promise, if there is one, and build what its promise asks for."""
     from featkit.index.approximate import upkeep
 
@@ -68,20 +89,12 @@ def keep_promise(index: Index, promise: Promise | None, *, quiet: bool) -> Gener
         if not quiet:
             stdout().print(plan.in_words())
 
-    def on_step(step: str) -> None:
-        if not quiet:
-            stdout().print(f"{step} ...")
-
-    with ProgressReporter("adding", total=len(index), unit="vectors", quiet=quiet) as progress:
+    with shown(index, quiet=quiet) as show:
         generation = upkeep.keep_promise(
-            index,
-            on_plan=show_plan,
-            on_progress=lambda done, _total: progress(done, 0),
-            on_step=on_step,
+            index, on_plan=show_plan, on_progress=show.on_progress, on_step=show.on_step
         )
     if generation is not None and not quiet:
         stdout().print(in_words(generation, str(index.path)))
-    return generation
 
 
 def in_words(generation: Generation, index: str) -> str:
