@@ -1,6 +1,9 @@
-"""`featkit sync` of 100,000 small files: the first run, no change, 100 changed, 1,000 moved.
+"""`featkit sync` of 100,000 small files: the first run, no change, 100 changed, 1,000 moved; and a
+first run that is killed half-way and run again.
 
-Run: python tests/benchmarks/bench_sync.py [--room FOLDER] [--quick]
+The model is a trivial one, so the figures are the cost of everything else.
+
+Run: python tests/benchmarks/bench_sync.py [--files N] [--room FOLDER] [--quick]
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 from PIL import Image
 
+from featkit.index import Index
 from tests.benchmarks.record import write_result
 from tests.model_files import make_model_file
 
@@ -50,7 +54,7 @@ def draw(path: Path, seed: int) -> None:
     image = Image.fromarray(blocks).resize((64, 48), Image.Resampling.NEAREST)
     image.save(buffer, "JPEG", quality=80)
     path.write_bytes(buffer.getvalue())
-    os.utime(path, (LONG_AGO, LONG_AGO + seed % 1000))
+    os.utime(path, (LONG_AGO, LONG_AGO + seed))
 
 
 def run(photos: Path, index: Path, model: Path) -> dict[str, Any]:
@@ -62,13 +66,28 @@ def run(photos: Path, index: Path, model: Path) -> dict[str, Any]:
     return {"process seconds": round(time.perf_counter() - started, 2), **facts}
 
 
+def run_killed(photos: Path, index: Path, model: Path, *, after_s: float) -> dict[str, Any]:
+    """Kill a sync some seconds after it has begun an index, and run it again."""
+    words = [sys.executable, "-c", CHILD, str(photos), str(index), str(model)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    while not index.exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(after_s)
+    process.kill()
+    process.wait()
+    with Index.open(index) as opened:
+        num_kept = len(opened)
+    return {"killed after": round(after_s, 1), "kept": num_kept, **run(photos, index, model)}
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--room", type=Path)
+    parser.add_argument("--files", type=int, default=NUM_FILES)
     parser.add_argument("--quick", action="store_true", help="try the code; figures mean nothing")
     options = parser.parse_args(words)
-    count = 300 if options.quick else NUM_FILES
+    count = 300 if options.quick else options.files
     with tempfile.TemporaryDirectory() as temporary:
         room = options.room or Path(temporary)
         photos, index = room / "photos", room / "photos.index"
@@ -79,6 +98,9 @@ def main(words: Sequence[str] | None = None) -> None:
             draw(folder / f"{i:06}.jpg", i)
         figures = {"first run": run(photos, index, model)}
         figures["no change"] = run(photos, index, model)
+        half = figures["first run"]["seconds"] / 2
+        killed = room / "killed.index"
+        figures["killed, and run again"] = run_killed(photos, killed, model, after_s=half)
         for i in range(0, count, max(1, count // 100)):
             draw(photos / f"{i // PER_FOLDER:03}" / f"{i:06}.jpg", count + i)
         figures["100 changed"] = run(photos, index, model)
