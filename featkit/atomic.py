@@ -64,9 +64,9 @@ def replace_file(path: Path) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            _fsync(temporary)
+            flush(temporary)
             temporary.replace(path)
-            _fsync(path.parent)
+            flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -83,10 +83,10 @@ def replace_folder(path: Path) -> Iterator[Path]:
             temporary.mkdir(parents=True)
             yield temporary
             for file in sorted(temporary.rglob("*")):
-                _fsync(file)
-            _fsync(temporary)
+                flush(file)
+            flush(temporary)
             temporary.rename(path)
-            _fsync(path.parent)
+            flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -110,7 +110,7 @@ def remove_partials(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _fsync(path: Path) -> None:
+def flush(path: Path) -> None:
     """Flush a file, or the entries of a folder if the system can do that, to the disk."""
     is_folder = path.is_dir()
     if is_folder and WINDOWS:  # Windows cannot open folders; it keeps the order of renames itself

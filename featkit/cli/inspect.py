@@ -92,9 +92,11 @@ def _embeddings_facts(path: Path) -> dict[str, Any]:
 
 def _index_facts(path: Path) -> dict[str, Any]:
     from featkit.index import Index
+    from featkit.index.reclaiming import DeadRows
     from featkit.modelfile import read_manifest
 
     with Index.open(path) as index:
+        dead = DeadRows.of(index)
         return {
             "items": len(index),
             "vector_width": index.width,
@@ -103,6 +105,8 @@ def _index_facts(path: Path) -> dict[str, Any]:
             "made_by": str(index.run),
             "also_proven": [str(proof.run) for proof in index.proofs],
             **_search_facts(index),
+            "removed_vectors": dead.num_dead,
+            "reclaimable_bytes": dead.num_bytes,
             "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         }
 

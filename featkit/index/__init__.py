@@ -1,7 +1,8 @@
 """The index folder: a catalogue and vectors, changed by one process and searched by many.
 
     catalogue.sqlite    the truth; one transaction of it commits each change
-    vectors.f32         row `id` is the item's vector; append-only, read by position
+    vectors.f32         row `id` is the item's vector; append-only, read by position. After rows
+                        of removed items were reclaimed it is vectors-<name>.f32
     model.onnx          the model that made the vectors
     writer.lock         held by the process that writes
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from featkit.errors import InputError
 from featkit.index import writer_token
-from featkit.index.connections import APPLICATION_ID, FORMAT, Connections, explained
+from featkit.index.connections import APPLICATION_ID, Connections, explained
 from featkit.index.records import Value
-from featkit.index.table_writer import CatalogueWriter
+from featkit.index.row_map import VectorsRecord
+from featkit.index.table_writer import NEW_FORMAT, CatalogueWriter
 from featkit.index.tables import SCHEMA, CatalogueReader, StateKey
 from featkit.index.vectors import Signature
 
@@ -53,7 +54,7 @@ class Catalogue:
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                connection.execute(f"PRAGMA user_version = {FORMAT}")
+                connection.execute(f"PRAGMA user_version = {NEW_FORMAT}")
                 connection.executescript(SCHEMA)
                 own = {"id": secrets.token_hex(16), "changes": 0, "commit": secrets.token_hex(8)}
                 rows = list({**settings, **own}.items())
@@ -87,8 +88,9 @@ class Catalogue:
             connection.execute("COMMIT")
             self._bound_log(connection)
 
-    def publish(self, index_id: str, settings: Mapping[str, Value]) -> None:
-        """Store settings in a transaction of its own, whoever writes the index at this time.
+    @contextmanager
+    def publishing(self, index_id: str) -> Iterator[CatalogueWriter]:
+        """Yield a writer within a transaction of its own, whoever writes the index at this time.
 
         InputError if the catalogue now belongs to another index than `index_id`.
         """
@@ -96,8 +98,7 @@ class Catalogue:
             writer = CatalogueWriter(connection)
             if writer.state_key().index_id != index_id:
                 raise InputError(f"{self.path.parent} was replaced by another index; try again.")
-            for name, value in settings.items():
-                writer.set_setting(name, value)
+            yield writer
             writer.count_change()
             connection.execute("COMMIT")
             self._bound_log(connection)
@@ -147,13 +148,18 @@ class Catalogue:
         """Return the signature of the file now at the path. InputError if it does not exist."""
         return self._connections.signature()
 
-    def check_still(self, key: StateKey) -> None:
-        """Raise InputError unless a new connection sees the same index as `key`."""
+    def check_still(self, key: StateKey) -> VectorsRecord:
+        """Return the record of the vectors file that a new connection sees.
+
+        InputError unless it sees the same index as `key`.
+        """
         with explained(self.path):
             connection, _ = self._connections.open_reader()
             try:
-                if CatalogueReader(connection).state_key().index_id != key.index_id:
+                reader = CatalogueReader(connection)
+                if reader.state_key().index_id != key.index_id:
                     raise InputError(f"{self.path.parent} is being replaced; try again.")
+                return reader.vectors_record()
             finally:
                 connection.close()
 

@@ -133,6 +133,9 @@ def _check_tables(
         )
     ids = state.ids()
     report.num_items = len(ids)
+    if (num_live := state.catalogue.num_live()) != len(ids):
+        wrong = f"the catalogue has {num_live:,} images, but {len(ids):,} of them have a vector"
+        report.problems.append(Problem(CATALOGUE, wrong, RESTORE))
     for done, damaged in _damaged(state, ids):
         report.damaged += [item.key for item in state.catalogue.items_by_id(damaged).values()]
         on_progress(done, len(report.damaged))

@@ -12,7 +12,7 @@ from featkit.errors import EnvironmentProblem, InputError
 from featkit.index.tables import DamagedCatalogue
 from featkit.index.vectors import Signature, missing
 
-FORMAT = 2  # 1: without the table of thumbnails
+FORMAT = 3  # 1: without the table of thumbnails; 3: compacted, with a row map
 APPLICATION_ID = 0x66656174  # "feat"; distinguishes this file from any other SQLite file
 BUSY_TIMEOUT_S = 30.0
 

@@ -39,6 +39,8 @@ class ExactSearcher:
 class ArrayRows:
     """Rows in memory, (N, D) float32, C-contiguous: one block, not copied."""
 
+    ids = None
+
     def __init__(self, vectors: np.ndarray) -> None:
         assert vectors.flags.c_contiguous
         assert vectors.dtype == np.float32
@@ -58,18 +60,27 @@ class ArrayRows:
 class ChosenRows:
     """Some of the rows, by ascending ids: row i is the one with the i-th id."""
 
-    def __init__(self, rows: Rows, ids: np.ndarray) -> None:
-        self._rows, self.ids = rows, ids
-        self.num_rows, self.width = len(ids), rows.width
+    ids = None
+
+    def __init__(self, rows: Rows, chosen: np.ndarray) -> None:
+        self._rows, self.chosen = rows, chosen
+        self.num_rows, self.width = len(chosen), rows.width
 
     def blocks(self, _num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
-        return self._rows.blocks_of(self.ids)
+        return self._rows.blocks_of(self.chosen)
 
     def blocks_of(self, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        return self._rows.blocks_of(self.ids[ids])
+        return self._rows.blocks_of(self.chosen[ids])
 
     def take(self, ids: np.ndarray) -> np.ndarray:
-        return self._rows.take(self.ids[ids])
+        return self._rows.take(self.chosen[ids])
+
+
+class ExistingRows(ChosenRows):
+    """The rows that exist, if some ids have none: row i is the i-th of them."""
+
+    def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
+        return self._rows.blocks(num_queries)
 
 
 def exact_search(
@@ -86,11 +97,14 @@ def exact_search(
     if k < 1:
         raise ValueError(f"k is {k}; it must be at least 1")
     rows = ArrayRows(vectors) if isinstance(vectors, np.ndarray) else vectors
+    if (existing := rows.ids) is not None:
+        found = exact_search(queries, ExistingRows(rows, existing), k=k, allowed=allowed[existing])
+        return [Neighbors(existing[each.ids], each.scores) for each in found]
     num_allowed = int(np.count_nonzero(allowed))
     if 0 < num_allowed <= FEW_SHARE * rows.num_rows:
         chosen = ChosenRows(rows, np.flatnonzero(allowed))
         found = exact_search(queries, chosen, k=k, allowed=np.ones(num_allowed, bool))
-        return [Neighbors(chosen.ids[each.ids], each.scores) for each in found]
+        return [Neighbors(chosen.chosen[each.ids], each.scores) for each in found]
     bits = np.packbits(allowed, bitorder="little")
     queries = np.ascontiguousarray(queries, np.float32)
     neighbors: list[Neighbors] = []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar, overload
@@ -25,6 +26,8 @@ from featkit.index.reading import IndexReader
 from featkit.index.records import AddReport, Hit, Item, NewItem, Value
 from featkit.index.refining import Refinement, combined
 from featkit.index.state import NO_REFINEMENT, IndexState
+from featkit.index.table_writer import CatalogueWriter
+from featkit.index.tables import CatalogueReader
 from featkit.index.writing import IndexWriter
 from featkit.modelfile import Manifest, copy_model_file, read_manifest
 from featkit.sources.keys import twins
@@ -460,12 +463,25 @@ class Index:
         """
         return self.writer().remove(text_keys(keys, call="remove("), where=where)
 
-    def publish(self, index_id: str, settings: Mapping[str, Value]) -> None:
-        """Store settings, for featkit's own modules; the index need not be open for writing.
+    @contextmanager
+    def publishing(self, index_id: str) -> Iterator[CatalogueWriter]:
+        """Yield a writer within a transaction, for featkit's own modules.
 
-        InputError if the index at the path is not the one with this id any more.
+        The index need not be open for writing. InputError if the index at the path is not the one
+        with this id any more.
         """
-        self._catalogue.publish(index_id, settings)
+        with self._catalogue.publishing(index_id) as writer:
+            yield writer
+
+    def state_seen_by(self, catalogue: CatalogueReader) -> IndexState:
+        """Return the state that a catalogue reader or writer sees, for featkit's own modules."""
+        return self._reader.state_seen_by(catalogue)
+
+    def publish(self, index_id: str, settings: Mapping[str, Value]) -> None:
+        """Store settings in a transaction of their own, as `publishing` does."""
+        with self._catalogue.publishing(index_id) as writer:
+            for name, value in settings.items():
+                writer.set_setting(name, value)
 
     def writer(self) -> IndexWriter:
         """Return the writer, for featkit's own modules. ValueError if the index is read-only."""

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from featkit.errors import FeatkitError, InputError
 from featkit.folders import VECTORS_FILE
@@ -15,6 +15,7 @@ from featkit.index.approximate.planning import Promise
 from featkit.index.catalogue import Catalogue
 from featkit.index.compatibility import Compatibility
 from featkit.index.index_types import searcher_for
+from featkit.index.row_map import RowMap
 from featkit.index.state import CommittedVectors, IndexState, read_vectors
 from featkit.index.tables import CatalogueReader
 from featkit.index.vectors import FileRows, Signature, VectorFile, signature_at
@@ -23,6 +24,8 @@ from featkit.index.vectors import FileRows, Signature, VectorFile, signature_at
 PAUSES_S = (0.0, 0.01, 0.03, 0.1, 0.2)
 
 Result = TypeVar("Result")
+# of the catalogue and of the vectors file
+Signatures: TypeAlias = tuple[Signature | None, Signature | None]
 
 
 class IndexReader:
@@ -36,7 +39,8 @@ class IndexReader:
         """check_sample: refuse an index with a damaged vector among a few sampled ones."""
         self._checks_sample = check_sample
         self.path, self.catalogue = path, catalogue
-        self.vectors_path = path.absolute() / VECTORS_FILE  # stays right if the cwd changes
+        self._folder = path.absolute()  # stays right if the cwd changes
+        self._vectors_path = self._folder / VECTORS_FILE  # of the latest state
         self._vectors: CommittedVectors | None = None
         self._lock = threading.Lock()  # guards _vectors
         self._compatibility: Compatibility | None = None
@@ -65,7 +69,8 @@ class IndexReader:
         for pause_s in PAUSES_S:
             if pause_s:
                 time.sleep(pause_s)
-            before = self._signatures()
+            path = self._vectors_path
+            before = self._signatures(path)
             try:
                 with self.catalogue.reading() as catalogue:
                     state = self.state_seen_by(catalogue)
@@ -74,11 +79,14 @@ class IndexReader:
                         result = work(state)
                     finally:
                         self._thread.state = None
-                self._check_unreplaced(state.vectors, before)
+                is_same_path = state.vectors.rows.file.path == path
+                file_before = before[1] if is_same_path else state.vectors.signature
+                self._check_unreplaced(state.vectors, (before[0], file_before))
                 return result
             except FeatkitError:
                 # An error is final only if the files stayed the same.
-                if before == self._signatures() or pause_s == PAUSES_S[-1]:
+                is_unchanged = (path, before) == (self._vectors_path, self._signatures(path))
+                if is_unchanged or pause_s == PAUSES_S[-1]:
                     raise
         raise AssertionError("unreachable")
 
@@ -87,8 +95,13 @@ class IndexReader:
         key = catalogue.state_key()
         if not key.index_id:  # an index older than ids: the file's signature stands in for one
             key = key._replace(commit=str(self.catalogue.signature()))
-        signature = signature_at(self.vectors_path)
         vectors = self._vectors
+        if vectors is not None and vectors.key == key:
+            record = vectors.rows.row_map.record
+        else:
+            record = catalogue.vectors_record()
+        self._vectors_path = path = self._folder / record.file_name
+        signature = signature_at(path)
         if vectors is None or (vectors.key, vectors.signature) != (key, signature):
             settings = catalogue.settings()
             compatibility = Compatibility.of(self.path, settings)
@@ -96,20 +109,26 @@ class IndexReader:
                 compatibility = self._compatibility.updated(compatibility)
             self._compatibility = compatibility
 
-            if vectors is not None and vectors.signature.same_file(signature):
+            is_open = vectors is not None and vectors.rows.row_map.record == record
+            if vectors is not None and is_open and vectors.signature.same_file(signature):
                 file = vectors.rows.file
             else:
-                file = VectorFile(self.vectors_path, width=compatibility.width)
+                file = VectorFile(path, width=compatibility.width)
             signature = file.signature()
             num_rows = catalogue.num_rows()
-            file.check_length(num_rows)
+            file.check_length(record.num_stored(num_rows))
+            if vectors is not None and is_open and vectors.key.index_id == key.index_id:
+                row_map = vectors.rows.row_map
+            else:
+                row_map = RowMap(record, catalogue.kept_ids(record))
             promise = Promise.of(settings)
             rows = FileRows(
                 file,
                 num_rows,
+                row_map=row_map,
                 most_held=promise.spare_bytes(num_rows, compatibility.width) if promise else None,
             )
-            searcher = searcher_for(self.vectors_path.parent, settings)
+            searcher = searcher_for(self._folder, settings)
             if vectors is not None and vectors.key == key:
                 vectors = dataclasses.replace(
                     vectors, rows=rows, signature=signature, searcher=searcher
@@ -135,25 +154,32 @@ class IndexReader:
             ):
                 self._vectors = new
 
-    def _signatures(self) -> tuple[Signature | None, Signature | None]:
-        """Return the signatures of the catalogue and the vectors file, None for a missing file."""
+    def _signatures(self, vectors_path: Path) -> Signatures:
+        """Return the signatures of the catalogue and a vectors file, None for a missing file."""
         return (
             _signature_or_none(self.catalogue.signature),
-            _signature_or_none(lambda: signature_at(self.vectors_path)),
+            _signature_or_none(lambda: signature_at(vectors_path)),
         )
 
-    def _check_unreplaced(
-        self, vectors: CommittedVectors, before: tuple[Signature | None, Signature | None]
-    ) -> None:
+    def _check_unreplaced(self, vectors: CommittedVectors, before: Signatures) -> None:
         """Raise InputError if the files changed since `before` other than by commits."""
-        after = self._signatures()
+        after = self._signatures(vectors.rows.file.path)
         if after == before and after[1] == vectors.signature:
             return
-        for old, new in zip(before, after, strict=True):
-            if old is None or new is None or not old.same_file(new):
-                raise InputError(f"{self.path} is being replaced; try again when that is done.")
+        replaced = InputError(f"{self.path} is being replaced; try again when that is done.")
+        if not _are_same_file(before[0], after[0]):
+            raise replaced
+        # A compaction removes the file of the state before, which this read still has open.
+        if not _are_same_file(before[1], after[1]) and (
+            self.catalogue.check_still(vectors.key) == vectors.rows.row_map.record
+        ):
+            raise replaced
         self._check_sample(vectors)
         self.catalogue.check_still(vectors.key)
+
+
+def _are_same_file(old: Signature | None, new: Signature | None) -> bool:
+    return old is not None and new is not None and old.same_file(new)
 
 
 def _signature_or_none(signature: Callable[[], Signature]) -> Signature | None:

@@ -27,13 +27,20 @@ class Neighbors(NamedTuple):
 
 
 class Rows(Protocol):
-    """N rows of D float32 that are read in blocks or by id."""
+    """Rows of D float32 with ids below N, which are read in blocks or by id."""
 
     num_rows: int
     width: int
 
+    @property
+    def ids(self) -> np.ndarray | None:
+        """The ids that have a row, ascending; None if all N have one."""
+        ...
+
     def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, rows (n, D)) in order, in blocks sized for `num_queries`.
+
+        Only ids with a row are counted: row i is the one with the i-th of `ids`.
 
         Every block except the last has a multiple of 8 rows.
         """

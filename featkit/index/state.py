@@ -281,7 +281,7 @@ def read_vectors(
     """Return the committed vectors of the state that a catalogue reader sees, whose settings these
     are."""
     text = settings.get(CALIBRATION)
-    live = np.ones(rows.num_rows, bool)
+    live = rows.row_map.have_rows(rows.num_rows)
     deleted = catalogue.deleted_ids()
     if deleted and not 0 <= deleted[0] <= deleted[-1] < rows.num_rows:
         raise DamagedCatalogue("the removed items include ids that were never assigned")
@@ -290,8 +290,11 @@ def read_vectors(
     if catalogue.has_checksums():
         ids = np.flatnonzero(live)
         sample = catalogue.checksums(ids[spread(len(ids), SAMPLE_SIZE)].tolist())
-        # If the index is older than checksums, only the items added since have one.
-        sample = sample or catalogue.first_checksums(SAMPLE_SIZE)
+        if not sample:
+            # If the index is older than checksums, only the items added since have one.
+            have_rows = rows.row_map.have_rows(rows.num_rows)
+            first = catalogue.first_checksums(SAMPLE_SIZE)
+            sample = {item_id: crc for item_id, crc in first.items() if have_rows[item_id]}
     return CommittedVectors(
         key=key,
         rows=rows,

@@ -6,15 +6,21 @@ import math
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
 
 from featkit.errors import InputError
+from featkit.index import writer_token
 from featkit.index.connections import FORMAT
 from featkit.index.records import MAX_INTEGER, MIN_INTEGER, KnownFile, NewItem, Value
+from featkit.index.row_map import SETTING, VectorsRecord, pack_ids
 from featkit.index.tables import (
     BOOL,
     CHECKSUM,
     FILES_SCHEMA,
     FOLDER_SQL,
+    KEPT_ROWS_SCHEMA,
     MAX_METADATA_COLUMNS,
     NAN,
     NEW_COLUMNS,
@@ -27,6 +33,7 @@ from featkit.index.tables import (
     quoted,
 )
 
+NEW_FORMAT = 2  # of indexes that were never compacted, so that earlier versions read them
 OWN_COLUMNS = (
     *("id", "key", "folder", "source", "width", "height", "added"),
     CHECKSUM,
@@ -73,7 +80,7 @@ class CatalogueWriter(CatalogueReader):
         )
         # The column stays and is empty: not all versions of SQLite can drop it.
         self._connection.execute(f"UPDATE items SET {THUMBNAIL} = NULL, folder = {FOLDER_SQL}")
-        self._connection.execute(f"PRAGMA user_version = {FORMAT}")
+        self._connection.execute(f"PRAGMA user_version = {NEW_FORMAT}")
 
     def _add_column(self, name: str, declared: str) -> None:
         """Add a column to the items, renaming that of metadata if it has this name in any case."""
@@ -88,6 +95,29 @@ class CatalogueWriter(CatalogueReader):
                     [other, metadata_name],
                 )
         self._connection.execute(f"ALTER TABLE items ADD COLUMN {name} {declared}")
+
+    def set_vectors_file(self, record: VectorsRecord, kept: np.ndarray, index: Path) -> None:
+        """Replace the vectors file by one with the rows of these ids, and of those added later.
+
+        The catalogue gets the format that earlier versions refuse. EnvironmentProblem if one of
+        them is writing the index.
+        """
+        writer_token.refuse_older(self._connection, index)
+        self.upgrade()
+        self._connection.execute(f"PRAGMA user_version = {FORMAT}")
+        self._connection.execute(KEPT_ROWS_SCHEMA)
+        self._connection.execute("DELETE FROM kept_rows")
+        self._connection.execute(
+            "INSERT INTO kept_rows (name, bits) VALUES (?, ?)",
+            [record.name, pack_ids(kept, record.until)],
+        )
+        self.set_setting(SETTING, record.to_json())
+
+    def drop_tombstones(self, ids: Iterable[int]) -> None:
+        """Remove all that is recorded of removed items, whose rows have been reclaimed."""
+        self._connection.executemany(
+            "DELETE FROM items WHERE id = ? AND deleted = 1", [(item_id,) for item_id in ids]
+        )
 
     def set_checksums(self, checksums: Mapping[int, int]) -> None:
         """Store the CRC-32 of vectors by id."""

@@ -12,9 +12,10 @@
     files               the images that `featkit sync` has seen, by key: size, modification time and
                         digest of the file, and the error of one that could not be embedded
     metadata_columns    each name of metadata, its column in `items`, and its kind
+    kept_rows           after a compaction: the ids of the rows that it kept, as bits
 
-Ids count up from 0 without gaps and are never reused. A removed item keeps its row, marked as
-deleted (a tombstone) and without its thumbnail, so an id is always a row of the vectors file.
+Ids count up from 0 and are never reused. A removed item keeps its row, marked as deleted (a
+tombstone) and without its thumbnail, until a compaction drops it.
 Metadata columns have no declared type; a value comes back as the bool, int, float or str that went
 in. SQLite has neither booleans nor NaN: a column of the kind `bool` stores False and True as 0 and
 1, and NaN is stored as a blob. Text from outside reaches SQL as bound parameters only, except for
@@ -33,7 +34,10 @@ from collections.abc import Collection, Iterator, Sequence
 from sqlite3 import SQLITE_LIMIT_VARIABLE_NUMBER
 from typing import NamedTuple
 
+import numpy as np
+
 from featkit.index.records import Item, KnownFile, Value
+from featkit.index.row_map import NO_IDS, SETTING, VectorsRecord, unpack_ids
 from featkit.index.where import FilterError
 from featkit.index.where_sql import (
     ANY,
@@ -78,6 +82,9 @@ THUMBNAILS_SCHEMA = "CREATE TABLE thumbnails (id INTEGER PRIMARY KEY, jpeg BLOB 
 FILES_SCHEMA = (
     "CREATE TABLE files (key TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, digest BLOB, error"
     " TEXT) WITHOUT ROWID"
+)
+KEPT_ROWS_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS kept_rows (name TEXT PRIMARY KEY, bits BLOB NOT NULL) WITHOUT ROWID"
 )
 SCHEMA = f"""
 {THUMBNAILS_SCHEMA};
@@ -183,12 +190,41 @@ class CatalogueReader:
         )
 
     def num_rows(self) -> int:
-        """Return the number of ids given so far, which is the next id.
+        """Return the number of ids given so far, which is the next id. Removed items count.
 
-        The vectors file has as many committed rows; removed items count.
+        The vectors file has as many committed rows if it was never compacted.
         """
         row = self._connection.execute("SELECT coalesce(max(id), -1) + 1 FROM items").fetchone()
-        return int(row[0])
+        return max(int(row[0]), self.vectors_record().until)
+
+    def vectors_record(self) -> VectorsRecord:
+        """Return the record of the vectors file."""
+        rows = self._connection.execute(
+            "SELECT name, value FROM settings WHERE name = ?", [SETTING]
+        )
+        return VectorsRecord.of(dict(rows))
+
+    def kept_ids(self, record: VectorsRecord) -> np.ndarray:
+        """Return the ids of the rows that a compaction kept, ascending, (n,) int64."""
+        if not record.name:
+            return NO_IDS
+        row = self._connection.execute(
+            "SELECT bits FROM kept_rows WHERE name = ?", [record.name]
+        ).fetchone()
+        try:
+            ids = unpack_ids(row[0], record.until)
+        except (TypeError, ValueError) as error:
+            raise DamagedCatalogue("the record of its rows cannot be read") from error
+        if len(ids) != record.num_kept:
+            raise DamagedCatalogue("the record of its rows has another number of them")
+        return ids
+
+    def num_live(self) -> int:
+        """Return the number of items, without removed ones."""
+        (count,) = self._connection.execute(
+            "SELECT count(*) FROM items WHERE deleted = 0"
+        ).fetchone()
+        return int(count)
 
     def deleted_ids(self) -> list[int]:
         """Return the ids of removed items, ascending."""

@@ -2,6 +2,8 @@
 
     N committed rows, D width
 
+After a compaction it lacks the rows of removed items, and row_map.py tells the row of an item.
+
 Only the catalogue knows how many rows are committed. Rows after those are ones that a writer has
 not committed yet, or left when it died. Readers never read them; the next writer truncates them.
 
@@ -20,6 +22,7 @@ import threading
 import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +30,7 @@ import numpy as np
 
 from featkit.atomic import OPEN_FLAGS, explain_os_errors
 from featkit.errors import EnvironmentProblem, InputError
+from featkit.index.row_map import EVERY_ID, RowMap
 from featkit.resources import spare_memory
 from featkit.wording import counted
 
@@ -127,23 +131,38 @@ class VectorFile:
 
 
 class FileRows:
-    """The first N rows of a vectors file, read in blocks or by id.
+    """The committed rows of a vectors file, read in blocks or by id. N ids have been given so far.
 
-    The second scan keeps the rows in memory for later calls, and so does taking as many rows by id
+    ids: the id of each row, ascending; None if row i is the vector of item i, for all N items. The
+    second scan keeps the rows in memory for later calls, and so does taking as many rows by id
     as there are, unless they would take more than half of the spare memory, or than `most_held`
     bytes.
     """
 
-    def __init__(self, file: VectorFile, num_rows: int, *, most_held: int | None = None) -> None:
+    def __init__(
+        self,
+        file: VectorFile,
+        num_rows: int,
+        *,
+        row_map: RowMap = EVERY_ID,
+        most_held: int | None = None,
+    ) -> None:
         self.file, self.num_rows, self.width = file, num_rows, file.width
+        self.row_map, self.num_stored = row_map, row_map.record.num_stored(num_rows)
         self._most_held = most_held
         self._held: np.ndarray | None = None  # all rows
         self._num_scans = self._num_taken = 0
         self._holding = threading.Lock()  # held by the scan that fills `_held`
 
+    @cached_property
+    def ids(self) -> np.ndarray | None:
+        """The id of each row, ascending; None if row i is the vector of item i."""
+        return self.row_map.ids(self.num_rows)
+
     def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, rows (n, D) float32) for all rows, in blocks sized for `num_queries`.
 
+        Rows are counted in the file.
         A block is valid until the next one is requested. Every block except the last has a multiple
         of 8 rows, so that each starts at a whole byte of a bitmap.
         """
@@ -152,9 +171,9 @@ class FileRows:
             8, (SMALL_BLOCK_BYTES if few else LARGE_BLOCK_BYTES) // self.file.row_bytes // 8 * 8
         )
         if (held := self._held) is not None:
-            step = max(1, self.num_rows) if few else at_once
+            step = max(1, self.num_stored) if few else at_once
             yield from (
-                (start, held[start : start + step]) for start in range(0, self.num_rows, step)
+                (start, held[start : start + step]) for start in range(0, self.num_stored, step)
             )
             return
         self._num_scans += 1
@@ -164,9 +183,9 @@ class FileRows:
             finally:
                 self._holding.release()
             return
-        buffer = np.empty((min(at_once, self.num_rows), self.width), FLOAT32)
-        for start in range(0, self.num_rows, at_once):
-            block = buffer[: self.num_rows - start]
+        buffer = np.empty((min(at_once, self.num_stored), self.width), FLOAT32)
+        for start in range(0, self.num_stored, at_once):
+            block = buffer[: self.num_stored - start]
             self.file.read(start, block)
             yield start, block
 
@@ -177,15 +196,15 @@ class FileRows:
             yield start, self.take(ids[start : start + at_once])
 
     def _hold(self, at_once: int) -> Iterator[tuple[int, np.ndarray]]:
-        rows = np.empty((self.num_rows, self.width), FLOAT32)
-        for start in range(0, self.num_rows, at_once):
+        rows = np.empty((self.num_stored, self.width), FLOAT32)
+        for start in range(0, self.num_stored, at_once):
             block = rows[start : start + at_once]
             self.file.read(start, block)
             yield start, block
         self._held = rows
 
     def _fits_in_memory(self) -> bool:
-        num_bytes = self.num_rows * self.file.row_bytes
+        num_bytes = self.num_stored * self.file.row_bytes
         if self._most_held is not None and num_bytes > self._most_held:
             return False
         return num_bytes <= MAX_SHARE_HELD * spare_memory()
@@ -193,7 +212,7 @@ class FileRows:
     def _hold_if_due(self, num_taken: int) -> None:
         """Keep all rows in memory if as many were taken as a scan reads."""
         self._num_taken += num_taken
-        if self._num_taken < self.num_rows or not self._holding.acquire(blocking=False):
+        if self._num_taken < self.num_stored or not self._holding.acquire(blocking=False):
             return
         try:
             self._num_taken = 0  # asks for the spare memory once in a while only
@@ -205,17 +224,21 @@ class FileRows:
 
     def take(self, ids: np.ndarray) -> np.ndarray:
         """Return the rows (n, D) float32 with these ids, which may be in any order."""
+        return self._take(self.row_map.rows_of(ids))
+
+    def _take(self, positions: np.ndarray) -> np.ndarray:
+        """Return rows by their positions in the file."""
         if self._held is None:
-            self._hold_if_due(len(ids))
+            self._hold_if_due(len(positions))
         if self._held is not None:
-            return np.take(self._held, ids, axis=0)
-        taken = np.empty((len(ids), self.width), FLOAT32)
-        if len(ids) == 0:
+            return np.take(self._held, positions, axis=0)
+        taken = np.empty((len(positions), self.width), FLOAT32)
+        if len(positions) == 0:
             return taken
         row_bytes = self.file.row_bytes
         into = taken.reshape(-1).view(np.uint8).data
-        order = np.argsort(ids, kind="stable")
-        ordered = ids[order]
+        order = np.argsort(positions, kind="stable")
+        ordered = positions[order]
         near, piece = NEAR_BYTES // row_bytes, max(1, PIECE_BYTES // row_bytes)
         splits = (np.diff(ordered) > near) | (np.diff(ordered // piece) > 0)
         if splits.all():  # no two rows are near each other
@@ -243,6 +266,11 @@ class ChecksummedRows:
         self._rows = rows
         self.num_rows, self.width = rows.num_rows, rows.width
         self._taken: list[tuple[np.ndarray, np.ndarray]] = []  # ids and rows
+
+    @property
+    def ids(self) -> np.ndarray | None:
+        """The id of each row, as `FileRows` has them."""
+        return self._rows.ids
 
     def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield blocks as `FileRows` does, without checksums."""

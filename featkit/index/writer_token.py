@@ -25,6 +25,7 @@ from featkit.errors import EnvironmentProblem
 from featkit.lock import describe, who_am_i
 
 SETTING = "writer"
+FORMAT = 3  # of the catalogue, the latest that this version writes
 
 # Tokens of this process. A stored token with our pid that is missing here was left by an opening
 # that failed to remove it, or by an earlier process with the same pid.
@@ -42,12 +43,30 @@ def take(connection: Connection, folder: Path) -> str:
             f"{folder} is being written by {describe(text)}; wait for it to finish, or stop it."
         )
     token = secrets.token_hex(16)
-    who = {"token": token, **who_am_i(), **_process_identity(os.getpid())}
+    who = {"token": token, "format": FORMAT, **who_am_i(), **_process_identity(os.getpid())}
     connection.execute(
         "INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", [SETTING, json.dumps(who)]
     )
     _own_tokens.add(token)
     return token
+
+
+def refuse_older(connection: Connection, folder: Path) -> None:
+    """Make sure, within a write transaction, that no version writes that knows no row map.
+
+    EnvironmentProblem if one is alive; a token of another one is removed, so that its next
+    transaction is refused.
+    """
+    text = _stored(connection)
+    who = _parsed(text)
+    if text is None or (who is not None and who.get("format") == FORMAT):
+        return
+    if is_alive(text):
+        raise EnvironmentProblem(
+            f"{folder} is being written by an earlier version of featkit, {describe(text)}; wait"
+            " for it to finish, or stop it."
+        )
+    connection.execute("DELETE FROM settings WHERE name = ?", [SETTING])
 
 
 def check(connection: Connection, token: str, folder: Path) -> None:

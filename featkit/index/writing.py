@@ -12,11 +12,14 @@ import numpy as np
 
 from featkit.errors import FeatkitError, InputError
 from featkit.index.arguments import text_filter
+from featkit.index.builders import excluding_builders
 from featkit.index.catalogue import Catalogue
 from featkit.index.reading import IndexReader
 from featkit.index.records import NewItem, Value, same_item
+from featkit.index.row_map import VectorsRecord, leftovers, remove_leftovers
 from featkit.index.state import IndexState, spread
 from featkit.index.table_writer import CatalogueWriter
+from featkit.index.tables import CatalogueReader
 from featkit.index.vectors import VectorWriter, checksums
 from featkit.lock import WriterLock
 
@@ -46,14 +49,22 @@ class IndexWriter:
     def _open(self) -> None:
         width = self.reader.read(lambda state: state.width)
         self.catalogue.take_token()
-        self._vectors = vectors = VectorWriter(self.reader.vectors_path, width=width)
         with self.catalogue.excluding_writers() as catalogue:
             state = self.reader.state_seen_by(catalogue)
-            self._check_file(vectors, state)
-            num_rows = state.vectors.rows.num_rows
-            vectors.cut(num_rows)  # rows that the last writer did not commit
-        if num_rows and not state.vectors.sample:
-            self._add_checksums(spread(num_rows, NUM_CHECKSUMS_FOR_OLD))
+            rows = state.vectors.rows
+            self._vectors = VectorWriter(rows.file.path, width=width)
+            self._check_file(self._vectors, state)
+            self._vectors.cut(rows.num_stored)  # rows that the last writer did not commit
+            self._remove_leftovers(rows.row_map.record)
+        if rows.num_stored and not state.vectors.sample:
+            positions = spread(rows.num_stored, NUM_CHECKSUMS_FOR_OLD)
+            self._add_checksums(positions if rows.ids is None else rows.ids[positions])
+
+    def _remove_leftovers(self, record: VectorsRecord) -> None:
+        """Remove the files of a compaction that was killed, unless one is running."""
+        if leftovers(self.path, record):
+            with suppress(FeatkitError), excluding_builders(self.path):
+                remove_leftovers(self.path, record)
 
     def _add_checksums(self, ids: np.ndarray) -> None:
         with self.catalogue.writing() as catalogue:
@@ -84,7 +95,7 @@ class IndexWriter:
         catalogue in the same transaction, before the items are added.
         """
         with self._guard:
-            file = self._writable()
+            self._writable()
             if not items and also is None:
                 return [], 0
             try:
@@ -92,18 +103,18 @@ class IndexWriter:
                     if also is not None:
                         also(catalogue)
                     state = self.reader.state_seen_by(catalogue)
-                    self._check_file(file, state)
+                    file = self._file_of(state)
                     first = state.vectors.rows.num_rows
                     num_replaced = catalogue.insert_items(
                         first, items, checksums(vectors), apart=apart
                     )
                     # Flushed before the commit that makes the rows count.
-                    file.write(first, vectors)
+                    file.write(state.vectors.rows.num_stored, vectors)
             except BaseException:
                 # Ctrl-C may come just after the commit, so the catalogue decides what to cut. What
                 # cannot be cut now is left to the next writer, who may be at work already.
                 with suppress(FeatkitError), self.catalogue.excluding_writers() as reader:
-                    file.cut(reader.num_rows())
+                    self._cut(reader)
                 raise
             return list(range(first, first + len(items))), num_replaced
 
@@ -139,7 +150,27 @@ class IndexWriter:
         """Store a setting."""
         self.change(lambda catalogue: catalogue.set_setting(name, value))
 
-    def _writable(self) -> VectorWriter:
+    def _cut(self, catalogue: CatalogueReader) -> None:
+        """Truncate the vectors file to its committed rows, unless a compaction replaced it."""
+        record, file = catalogue.vectors_record(), self._vectors
+        if file is not None and file.path.name == record.file_name:
+            file.cut(record.num_stored(catalogue.num_rows()))
+
+    def _file_of(self, state: IndexState) -> VectorWriter:
+        """Return the vectors file of a state, which a compaction may have replaced.
+
+        InputError if the file at its path is another one than was opened.
+        """
+        assert self._vectors is not None
+        path = state.vectors.rows.file.path
+        if self._vectors.path != path:
+            old, self._vectors = self._vectors, VectorWriter(path, width=state.width)
+            old.close()
+        self._check_file(self._vectors, state)
+        return self._vectors
+
+    def _writable(self) -> None:
+        """Raise ValueError if this process cannot write the index any more."""
         assert self._vectors is not None
         if self._vectors.is_closed:
             raise ValueError(f"{self.path} has been closed")
@@ -147,7 +178,6 @@ class IndexWriter:
             raise ValueError(
                 f"{self.path} was opened for writing by the parent process; open it in this one"
             )
-        return self._vectors
 
     def _check_file(self, file: VectorWriter, state: IndexState) -> None:
         """Raise InputError if the vectors file at the path is not the one that is open."""

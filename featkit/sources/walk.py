@@ -26,6 +26,7 @@ OWN_FOLDERS = (
     {"plan.json", "shards"},  # embeddings
     {"plan.json", ".lock"},  # embeddings just begun
     {CATALOGUE_FILE, VECTORS_FILE},  # an index
+    {CATALOGUE_FILE, "model.onnx"},
     {CATALOGUE_FILE, "writer.lock"},
     {"config.yaml", "writer.lock"},  # a training run, with snapshots
     {"config.yaml", "metrics.jsonl"},

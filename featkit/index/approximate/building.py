@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from featkit.atomic import explain_os_errors, replace_file, write_text
+from featkit.atomic import replace_file, write_text
 from featkit.errors import FeatkitError, InputError, Interrupted
 from featkit.index.approximate.codes import (
     EF_CONSTRUCTION,
@@ -45,14 +45,13 @@ from featkit.index.approximate.generation import (
     ids_path,
 )
 from featkit.index.approximate.tuning import truth_of, tune
+from featkit.index.builders import LOCK_FILE, excluding_builders
 from featkit.index.index import Index
 from featkit.index.index_types import APPROXIMATE, INDEX_TYPE
 from featkit.index.state import spread
 from featkit.index.vectors import FileRows
-from featkit.lock import WriterLock
 from featkit.wording import counted
 
-LOCK_FILE = "builder.lock"
 PARTIAL, PARTIAL_RECORD = "building.faiss", "building.json"
 SAVE_EVERY_S = 300.0
 NUM_LEFT_OUT = 1000
@@ -115,18 +114,13 @@ def compact(
     """
     if not 0 < target <= 1:
         raise InputError(f"The recall is {target:g}; it must be above 0 and at most 1.")
-    folder = index.path / FOLDER
-    with explain_os_errors(folder):
-        folder.mkdir(exist_ok=True)
-    lock = WriterLock(folder / LOCK_FILE)
-    try:
-        return _compact(index, kind, target, allow_low_recall, on_progress, on_step)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"Stopped by Ctrl-C; {index.path} is unchanged, and the same command continues."
-        ) from None
-    finally:
-        lock.release()
+    with excluding_builders(index.path):
+        try:
+            return _compact(index, kind, target, allow_low_recall, on_progress, on_step)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"Stopped by Ctrl-C; {index.path} is unchanged, and the same command continues."
+            ) from None
 
 
 def _compact(

@@ -10,7 +10,9 @@ from featkit.index.approximate.building import Progress, compact
 from featkit.index.approximate.generation import SETTING, Generation
 from featkit.index.approximate.planning import PROMISE, REBUILD_SHARE, Promise, SearchPlan
 from featkit.index.index import Index
+from featkit.index.reclaiming import DeadRows, reclaim
 
+RECLAIMING = "reclaiming the space of removed images"
 FEW_OUTSIDE = 20_000  # rows that are scanned in about a millisecond
 
 
@@ -34,11 +36,15 @@ def keep_promise(
 ) -> Generation | None:
     """Build the codes of an index if its promise asks for other or newer ones; return them.
 
-    on_plan: called with the plan if they are built. Raises what `compact` raises.
+    If many rows of the vectors file belong to removed items, they are reclaimed first. on_plan:
+    called with the plan if codes are built. Raises what `compact` and `reclaim` raise.
     """
     promise = promise_of(index)
     if promise is None:
         return None
+    if DeadRows.of(index).are_many:
+        on_step(RECLAIMING)
+        reclaim(index)
     plan = promise.plan(len(index), index.width)
     if plan.kind is None or not _is_due(index, plan, promise):
         return None

@@ -45,6 +45,28 @@ def test_compact_prints_the_record_as_json(index: Path) -> None:
     assert (record["num_items"], record["target"]) == (392, 0.9)
 
 
+def test_reclaim_drops_removed_images_and_builds_nothing(index: Path) -> None:
+    with Index.open(index, writable=True) as opened:
+        opened.remove(["7.jpg"])
+    facts = json.loads(run_featkit("inspect", index, "--json")[1])
+    assert (facts["removed_vectors"], facts["reclaimable_bytes"]) == (1, 4 * WIDTH)
+    code, out, _ = run_featkit("compact", index, "--reclaim", "--json")
+    assert (code, json.loads(out)) == (0, {"reclaimed_vectors": 1, "reclaimed_bytes": 4 * WIDTH})
+    facts = json.loads(run_featkit("inspect", index, "--json")[1])
+    assert (facts["items"], facts["removed_vectors"], facts["search"]) == (399, 0, "exact")
+    assert run_featkit("compact", index, "--reclaim")[1] == f"{index} has no removed images.\n"
+    code, _, error = run_featkit("compact", index, "--reclaim", "--recall", "0.9")
+    assert (code, "builds nothing" in error) == (2, True)
+
+
+def test_compact_reclaims_only_many_removed_images(index: Path) -> None:
+    for number_removed, expected in ((60, 0), (90, 90)):
+        with Index.open(index, writable=True) as opened:
+            opened.remove([f"{i}.jpg" for i in range(number_removed)])
+        code, out, _ = run_featkit("compact", index, "--allow-low-recall", "--json")
+        assert (code, json.loads(out)["reclaimed_vectors"]) == (0, expected)
+
+
 def test_a_recall_that_is_not_reached_is_one_sentence(
     index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

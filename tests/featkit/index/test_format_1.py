@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from featkit.index import Index
+from featkit.index.reclaiming import reclaim
 from tests.featkit.index.conftest import unit_vectors
 
 KEYS = ["a/b/1.jpg", "a/2.jpg", "3.jpg"]
@@ -61,6 +62,19 @@ def test_an_old_index_is_read_as_it_is(path: Path) -> None:
     with Index.open(path) as index:
         assert found(index) == EXPECTED
         assert index.count("added is null") == 3
+
+
+def test_compacting_brings_it_up_to_date(path: Path) -> None:
+    with sqlite3.connect(path / "catalogue.sqlite") as catalogue:
+        catalogue.execute("UPDATE items SET deleted = 1, thumbnail = NULL WHERE id = 1")
+    with Index.open(path) as reader, Index.open(path) as index:
+        assert reclaim(index).num_dead == 1
+        assert [reader.thumbnail(i) for i in (0, 2)] == [b"one", b"three"]
+    with Index.open(path, writable=True) as index:
+        assert index.add(["new"], unit_vectors(1, seed=1)) == [3]
+        assert [item.id for item in index.items()] == [0, 2, 3]
+    with sqlite3.connect(path / "catalogue.sqlite") as catalogue:
+        assert catalogue.execute("PRAGMA user_version").fetchone() == (3,)
 
 
 def test_opening_for_writing_brings_it_up_to_date(path: Path) -> None:

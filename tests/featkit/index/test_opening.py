@@ -29,7 +29,7 @@ def remove_vectors(path: Path) -> None:
 
 def make_newer(path: Path) -> None:
     with sqlite3.connect(path / "catalogue.sqlite") as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute("PRAGMA user_version = 4")
     connection.close()
 
 
@@ -66,7 +66,7 @@ def empty_folder(path: Path) -> None:
         (put_nothing, "is not the catalogue of a featkit index"),
         (put_other_database, "is not the catalogue of a featkit index"),
         (halve_catalogue, "is damaged or not a catalogue"),
-        (make_newer, "has format 3; this featkit reads formats up to 2. Update featkit"),
+        (make_newer, "has format 4; this featkit reads formats up to 3. Update featkit"),
         (
             lose_vectors,
             r"vectors.f32 is truncated: it has 6,336 bytes, but 100 vectors of 16 dimensions take",

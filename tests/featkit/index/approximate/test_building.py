@@ -21,6 +21,7 @@ from featkit.index.approximate.building import LowRecall, compact
 from featkit.index.approximate.codes import FINE_GRAPH, KINDS, LISTS, Kind
 from featkit.index.approximate.generation import FOLDER, SETTING, Generation
 from featkit.index.approximate.searching import CodesSearcher
+from featkit.index.builders import LOCK_FILE
 from featkit.index.exact import ExactSearcher
 from tests.featkit.index.approximate.conftest import NUM_ITEMS, WIDTH, clumped
 
@@ -46,7 +47,7 @@ def test_a_generation_records_what_was_measured(index: Path) -> None:
     assert files(index) == [
         f"{generation.name}.faiss",
         f"{generation.name}.ids",
-        building.LOCK_FILE,
+        LOCK_FILE,
     ]
 
 
@@ -58,7 +59,7 @@ def test_another_build_replaces_the_files_and_counts_new_items(index: Path) -> N
         new = compact(opened)
     assert new.name != old.name
     assert (new.num_items, new.until) == (2500 - 50, NUM_ITEMS + 500)
-    assert files(index) == [f"{new.name}.faiss", f"{new.name}.ids", building.LOCK_FILE]
+    assert files(index) == [f"{new.name}.faiss", f"{new.name}.ids", LOCK_FILE]
 
 
 def test_a_reader_of_the_old_generation_goes_over_to_the_new_one(index: Path) -> None:
