@@ -30,6 +30,7 @@ def search(
     where: Where = None,
     min_score: float | None = None,
     expand: int = 0,
+    rerank: int = 0,
     diversity: float = 0.0,
     page: Path | None = None,
     open_: bool = False,
@@ -58,7 +59,10 @@ def search(
     min_score
         Leave out images with a lower score.
     expand
-        Search again with the query moved towards its first EXPAND hits, such as 5.
+        Search again with the query moved towards its first EXPAND hits, such as 3.
+    rerank
+        Order the first RERANK hits again by the neighbors that they share with the query, such as
+        100.
     diversity
         From 0 to 1: with more, images that are like earlier ones come later.
     page
@@ -71,7 +75,7 @@ def search(
     from featkit.index.refining import combined
 
     images = [image, *more]
-    refine = Refinement(min_score=min_score, expand=expand, diversity=diversity)
+    refine = Refinement(min_score=min_score, expand=expand, rerank=rerank, diversity=diversity)
     with Index.open(index) as opened:
         num_items = len(opened)
         if num_items == 0:

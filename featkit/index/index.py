@@ -235,7 +235,7 @@ class Index:
 
         where: a filter, such as "label = 'cat' and width >= 640"; only items that match are hits.
 
-        refine: a least score, query expansion or diversity.
+        refine: a least score, query expansion, re-ranking or diversity.
 
         Hits are sorted by score, and equal scores by age, oldest first. There are fewer than k only
         if fewer items match, or reach the least score. InputError if the query cannot be used or k

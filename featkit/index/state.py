@@ -21,7 +21,7 @@ from featkit.index.arguments import (
 )
 from featkit.index.meaning import CALIBRATION, Calibration, Meaning
 from featkit.index.records import MAX_INTEGER, Hit, Item, NoSuchItem, Value
-from featkit.index.refining import POOL, Refinement, diverse, expanded
+from featkit.index.refining import Refinement, diverse, expanded, reciprocal_distances
 from featkit.index.searcher import Neighbors, Searcher
 from featkit.index.tables import CatalogueReader, DamagedCatalogue, StateKey
 from featkit.index.vectors import ChecksummedRows, FileRows, Signature
@@ -135,7 +135,7 @@ class IndexState:
     def _hits(
         self, queries: np.ndarray, k: int, where: str | None, refine: Refinement
     ) -> list[list[Hit]]:
-        results = self.nearest(queries, k=k, where=where)
+        results = self.nearest(queries, k=refine.expand or refine.pool(k), where=where)
         if refine != NO_REFINEMENT:
             results = [
                 self._refined(query, each, k, where, refine)
@@ -162,30 +162,27 @@ class IndexState:
     def _refined(
         self, query: np.ndarray, found: Neighbors, k: int, where: str | None, refine: Refinement
     ) -> Neighbors:
-        """Return the hits of one query, refined; `found` are the plain ones."""
+        """Return the k hits of one query, refined; `found` are the plain ones."""
         if refine.changes_order and len(found.ids):
             search_with = query
             if refine.expand:
-                first = found.ids[: refine.expand]
-                vectors, scores = self.vectors_of(first), found.scores[: refine.expand]
-                search_with = expanded(query, vectors, scores)
-            pool = k * POOL if refine.diversity else k
-            (found,) = self.nearest(search_with[None], k=pool, where=where)
-            vectors, order_scores = self.vectors_of(found.ids), found.scores
+                search_with = expanded(query, self.vectors_of(found.ids), found.scores)
+                (found,) = self.nearest(search_with[None], k=refine.pool(k), where=where)
+            vectors, relevance = self.vectors_of(found.ids), found.scores
             scores = np.einsum("md,d->m", vectors.astype(np.float64), query.astype(np.float64))
             found = found._replace(scores=scores.astype(np.float32))
-            if refine.diversity:
+            if refine.rerank:
+                first = reciprocal_distances(search_with, vectors[: refine.rerank])
+                order = np.argsort(first, kind="stable")
+                found = _chosen(found, np.append(order, np.arange(len(order), len(found.ids))))
+            elif refine.diversity:
                 least = -np.inf if refine.min_score is None else refine.min_score
-                pool_ids = np.flatnonzero(scores >= least)
-                order = diverse(
-                    order_scores[pool_ids], vectors[pool_ids], k=k, diversity=refine.diversity
-                )
-                chosen = pool_ids[order]
-                found = found._replace(ids=found.ids[chosen], scores=found.scores[chosen])
+                pool = np.flatnonzero(found.scores >= least)
+                chosen = diverse(relevance[pool], vectors[pool], k=k, diversity=refine.diversity)
+                found = _chosen(found, pool[chosen])
         if refine.min_score is not None:
-            near = found.scores >= refine.min_score
-            found = found._replace(ids=found.ids[near], scores=found.scores[near])
-        return found
+            found = _chosen(found, np.flatnonzero(found.scores >= refine.min_score))
+        return _chosen(found, np.arange(len(found.ids))[:k])
 
     def nearest(self, queries: np.ndarray, *, k: int, where: str | None = None) -> list[Neighbors]:
         """Return ids and scores of the k items nearest to each of several vectors (Q, D)."""
@@ -268,6 +265,11 @@ class IndexState:
         if len(items) != len(ids):
             raise DamagedCatalogue("items are missing")
         return items
+
+
+def _chosen(found: Neighbors, positions: np.ndarray) -> Neighbors:
+    """Return the neighbors at these positions, in their order."""
+    return found._replace(ids=found.ids[positions], scores=found.scores[positions])
 
 
 def read_vectors(

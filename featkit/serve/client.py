@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.filetypes import what_is
 from featkit.images import ImageLike, is_single, load, name_of, printable, read_encoded
+from featkit.index import Refinement
 from featkit.serve.schemas import (
     EmbedAnswer,
     Health,
@@ -31,6 +33,7 @@ from featkit.serve.schemas import (
 from featkit.wording import counted
 
 Answer = TypeVar("Answer", bound=BaseModel)
+NO_REFINEMENT = Refinement()
 
 # Statuses of the service's own refusals, which give the reason as {"detail": text}.
 REFUSALS = frozenset((400, 404, 413, 415, 422))
@@ -115,23 +118,35 @@ class Client:
         return np.array([image.vector for image in answer.images], dtype=np.float32)
 
     def search(
-        self, images: ImageLike | Iterable[ImageLike], *, k: int = 10, where: str | None = None
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        k: int = 10,
+        where: str | None = None,
+        refine: Refinement = NO_REFINEMENT,
     ) -> list[list[Hit]]:
         """Return the k nearest items of the index for each image, nearest first.
 
-        images: as for `embed`. where: a filter as for `Index.search`.
+        images: as for `embed`. where, refine: as for `Index.search`.
         """
         parts = _parts(images)
-        fields = {"k": str(_whole(k, "k")), **_filter(where)}
-        response = self._call("POST", "/v1/search", files=parts, data=fields)
+        form = {"k": str(_whole(k, "k")), **_filter(where), **_refining(refine)}
+        response = self._call("POST", "/v1/search", files=parts, data=form)
         answer = self._parsed(SearchAnswer, response)
         self._check_count(len(parts), len(answer.images), response)
         return [image.hits for image in answer.images]
 
-    def neighbors(self, item_id: int, *, k: int = 10, where: str | None = None) -> list[Hit]:
+    def neighbors(
+        self,
+        item_id: int,
+        *,
+        k: int = 10,
+        where: str | None = None,
+        refine: Refinement = NO_REFINEMENT,
+    ) -> list[Hit]:
         """Return the k items nearest to an item, itself first if it matches the filter."""
         route = f"/v1/items/{_whole(item_id, 'The id')}/neighbors"
-        parameters = {"k": _whole(k, "k"), **_filter(where)}
+        parameters = {"k": _whole(k, "k"), **_filter(where), **_refining(refine)}
         return self._parsed(NeighborsAnswer, self._call("GET", route, params=parameters)).hits
 
     def items(self, offset: int = 0, limit: int = 100, *, where: str | None = None) -> ItemsAnswer:
@@ -253,6 +268,15 @@ def _filter(where: str | None) -> dict[str, str]:
     if where is not None and not isinstance(where, str):
         raise InputError(f"where is {where!r}; a filter is text, such as \"label = 'cat'\".")
     return {} if where is None else {"where": where}
+
+
+def _refining(refine: Refinement) -> dict[str, str]:
+    """Return the fields of a refinement that change something."""
+    return {
+        field.name: str(getattr(refine, field.name))
+        for field in fields(refine)
+        if getattr(refine, field.name) != field.default
+    }
 
 
 def _detail(response: httpx.Response) -> str | None:

@@ -14,8 +14,8 @@ import anyio
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 
 from featkit.embedder import Embedder
-from featkit.index import Index
-from featkit.serve import schemas
+from featkit.index import Index, Refinement
+from featkit.serve import refining, schemas
 from featkit.serve.refusals import BadRequest, Unavailable, add_error_handlers, responses
 from featkit.serve.service import Service, ServiceLimits
 from featkit.serve.uploads import read_form
@@ -62,6 +62,7 @@ async def _service(request: Request) -> Service:
 ServiceOf = Annotated[Service, Depends(_service)]
 ItemId = Annotated[int, Path(alias="id", ge=0, le=2**62, description="An item's id.")]
 Where = Annotated[str | None, Query(description=WHERE_HELP)]
+Refine = Annotated[Refinement, Depends(refining.from_query)]
 K = Annotated[int, Query(ge=1, description="How many hits; the service has an upper limit.")]
 
 
@@ -149,18 +150,21 @@ async def embed(service: ServiceOf, request: Request) -> schemas.EmbedAnswer:
     "/v1/search",
     tags=["images"],
     responses=REFUSED_FORM,
-    openapi_extra=_form_schema("The images to search with.", k=K_FIELD, where=WHERE_FIELD),
+    openapi_extra=_form_schema(
+        "The images to search with.", k=K_FIELD, where=WHERE_FIELD, **refining.FIELDS
+    ),
 )
 async def search(service: ServiceOf, request: Request) -> schemas.SearchAnswer:
     """Return the k items of the index nearest to each image, of those that match the filter."""
     form = await read_form(request, service.limits)
     k = _checked_k(form.fields.get("k", str(DEFAULT_K)), service.limits.max_k)
     where = form.fields.get("where") or None  # a browser sends an empty field as empty text
+    refine = refining.from_form(form.fields)
 
     def work() -> list[schemas.ImageHits]:
         service.ask(lambda state: state.count(where))  # refuses a wrong filter before the work
         embedded = service.embed(form.uploads)
-        found = service.search(embedded, k=k, where=where)
+        found = service.search(embedded, k=k, where=where, refine=refine)
         return [
             schemas.ImageHits(
                 name=image.name,
@@ -219,12 +223,19 @@ def item(service: ServiceOf, item_id: ItemId) -> schemas.Item:
 @with_index.get("/v1/items/{id}/neighbours", include_in_schema=False)  # quoted
 @with_index.get("/v1/items/{id}/neighbors", tags=["items"], responses=REFUSED_ITEM)
 def neighbors(
-    service: ServiceOf, item_id: ItemId, k: K = DEFAULT_K, where: Where = None
+    service: ServiceOf,
+    item_id: ItemId,
+    refine: Refine,
+    k: K = DEFAULT_K,
+    where: Where = None,
 ) -> schemas.NeighborsAnswer:
     """Return the k items nearest to an item, itself first if it matches the filter."""
     k = _checked_k(str(k), service.limits.max_k)
     item, hits = service.ask(
-        lambda state: (state.item(item_id), state.search(item=item_id, k=k, where=where or None))
+        lambda state: (
+            state.item(item_id),
+            state.search(item=item_id, k=k, where=where or None, refine=refine),
+        )
     )
     return schemas.NeighborsAnswer(
         item=schemas.Item.of(item), hits=[schemas.Hit.of(hit) for hit in hits]

@@ -17,7 +17,7 @@ import numpy as np
 from featkit.embedder import Embedder
 from featkit.errors import FeatkitError, InputError
 from featkit.images import ImageLimits, without_options
-from featkit.index import FilterError, Hit, Index, IndexState, NoSuchItem
+from featkit.index import FilterError, Hit, Index, IndexState, NoSuchItem, Refinement
 from featkit.serve.refusals import BadImages, Unavailable, log
 from featkit.serve.schemas import RefusedImage
 from featkit.workers import memory_for_images, workers_for
@@ -149,9 +149,14 @@ class Service:
             return self.embedder.geometry.apply(decoded.pixels), (decoded.height, decoded.width)
 
     def search(
-        self, embedded: Sequence[EmbeddedUpload], *, k: int, where: str | None
+        self,
+        embedded: Sequence[EmbeddedUpload],
+        *,
+        k: int,
+        where: str | None,
+        refine: Refinement,
     ) -> list[list[Hit]]:
-        """Return the k nearest items, of those that match a filter, for each image.
+        """Return the k nearest items, of those that match a filter, for each image, refined.
 
         Raises what `ask` raises.
         """
@@ -166,7 +171,7 @@ class Service:
                     f"{index.path} was made by {index.run}, and the service runs"
                     f" {self.embedder.run}; restart it."
                 )
-            return state.search(vectors=queries, k=k, where=where)
+            return state.search(vectors=queries, k=k, where=where, refine=refine)
 
         return self.ask(work)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from featkit.index import Index, Refinement
 from tests.demo.conftest import HOSTILE, Gallery
 
 CHROMIUM = (
@@ -233,6 +235,37 @@ def test_a_filter_limits_the_gallery_and_the_hits(page: Page) -> None:
     page.get_by_role("button", name="Filter", exact=True).click()
     expect(page.locator(".fk-card").nth(5)).to_be_visible()
     assert "where" not in page.url
+
+
+def test_hits_are_ordered_as_chosen(page: Page) -> None:
+    page.get_by_role("button", name="Search with objects/mug/mug-1-front.jpg").click()
+    expect(page.locator("h1")).to_have_text("Nearest images")
+    order = page.get_by_label("Order of the hits")
+    for choice, asked in (("Shared neighbors first", "rerank=100"), ("Expanded query", "expand=3")):
+        with page.expect_response(re.compile(f"&{asked}")) as answer:
+            order.select_option(label=choice)
+        expect(page.locator(".fk-page")).to_have_attribute("data-state", "ready")
+        hits = answer.value.json()["hits"]
+        assert names(page) == [hit["key"].rpartition("/")[2] for hit in hits]
+        assert asked.replace("=", "%3D") in page.url
+    page.reload()
+    expect(order).to_have_value("expand=3")
+    order.select_option(label="Nearest first")
+    expect(page.locator("h1")).to_have_text("Nearest images")
+    assert "order" not in page.url
+    assert scores(page) == sorted(scores(page), reverse=True)
+
+
+def test_an_uploads_hits_are_ordered_as_chosen(page: Page, gallery: Gallery) -> None:
+    image = gallery.images / "scenes/lake/lake-1-day.jpg"
+    page.get_by_label("Order of the hits").select_option(label="Different images first")
+    page.set_input_files("input[type=file]", image)
+    expect(page.locator("h1")).to_have_text("Nearest images")
+    with Index.open(gallery.index) as index:
+        plain = [hit.key.rpartition("/")[2] for hit in index.search(image, k=24)]
+        refined = index.search(image, k=24, refine=Refinement(diversity=0.3))
+    assert names(page) == [hit.key.rpartition("/")[2] for hit in refined]
+    assert names(page) != plain
 
 
 def test_a_wrong_filter_is_explained_next_to_it(page: Page) -> None:

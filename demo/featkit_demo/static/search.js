@@ -32,6 +32,7 @@ class SearchPage {
     this.k = FIRST_K;
     this.seed = 0;
     this.where = new URLSearchParams(location.search).get("where") ?? ""; // the filter, which the address bar holds
+    this.order = new URLSearchParams(location.search).get("order") ?? ""; // how hits are refined, such as rerank=100
     this.total = 0;
     this.request = null;
     this.actions = {
@@ -52,6 +53,9 @@ class SearchPage {
     this.parts.filterForm.addEventListener("submit", (event) => (event.preventDefault(), this.filter(this.parts.filter.value)));
     // "search" fires for the cross in the field, which empties it.
     this.parts.filter.addEventListener("search", () => this.parts.filter.value || this.filter(""));
+    this.parts.order.value = this.order;
+    if (this.parts.order.selectedIndex < 0) this.parts.order.value = this.order = ""; // not one of the choices
+    this.parts.order.addEventListener("change", () => this.refine(this.parts.order.value));
     this.listenForDrops();
     this.counted = this.countImages();
     this.arrived();
@@ -90,12 +94,22 @@ class SearchPage {
 
   filter(where) {
     this.where = where.trim();
-    const address = new URL(location.href);
-    if (this.where) address.searchParams.set("where", this.where);
-    else address.searchParams.delete("where");
-    history.replaceState(null, "", address);
+    this.keepInAddress("where", this.where);
     this.counted = this.countImages();
     this.arrived();
+  }
+
+  refine(order) {
+    this.order = order;
+    this.keepInAddress("order", order);
+    this.arrived();
+  }
+
+  keepInAddress(name, value) {
+    const address = new URL(location.href);
+    if (value) address.searchParams.set(name, value);
+    else address.searchParams.delete(name);
+    history.replaceState(null, "", address);
   }
 
   go(place) {
@@ -144,7 +158,7 @@ class SearchPage {
 
   async showNeighbors(id) {
     const started = performance.now();
-    const answer = await this.call(`v1/items/${id}/neighbors?k=${this.k}${this.whereParameter()}`);
+    const answer = await this.call(`v1/items/${id}/neighbors?k=${this.k}${this.whereParameter()}${this.order && `&${this.order}`}`);
     this.describeQuery({ name: answer.item.key, source: thumbnailOf(answer.item), ...answer.item });
     await this.results(answer.hits, started);
   }
@@ -155,6 +169,7 @@ class SearchPage {
     form.append("files", file, file.name || "pasted image");
     form.append("k", String(this.k));
     if (this.where) form.append("where", this.where);
+    for (const [name, value] of new URLSearchParams(this.order)) form.append(name, value);
     const [found] = (await this.call("v1/search", { method: "POST", body: form })).images;
     this.describeQuery({ name: found.name, source: URL.createObjectURL(file), width: found.width, height: found.height });
     await this.results(found.hits, started);

@@ -152,5 +152,7 @@ def test_search_leaves_out_low_scores(index: Path, drawn: Path) -> None:
     image = drawn / "images" / "003.jpg"
     code, out, _ = run_featkit("search", index, image, "--min-score", 0.9999, "--json")
     assert (code, [hit["key"] for hit in json.loads(out)]) == (0, ["003.jpg"])
+    code, out, _ = run_featkit("search", index, image, "--rerank", 100, "--json")
+    assert (code, json.loads(out)[0]["key"]) == (0, "003.jpg")
     code, _, error = run_featkit("search", index, image, "--diversity", 2)
     assert (code, "diversity is 2.0; it must be from 0 to 1" in error) == (2, True)

@@ -35,6 +35,14 @@ def test_openapi_describes_every_route(
     body = spec["paths"]["/v1/search"]["post"]["requestBody"]["content"]["multipart/form-data"][
         "schema"
     ]
-    assert {*body["properties"]} == {"files", "k", "where"}
+    assert {*body["properties"]} == {
+        "files",
+        "k",
+        "where",
+        "min_score",
+        "expand",
+        "rerank",
+        "diversity",
+    }
     assert "examples" in json.dumps(spec["components"]["schemas"]["SearchAnswer"])
     assert [client.get(page).status_code for page in ("/docs", "/redoc")] == [404, 404]

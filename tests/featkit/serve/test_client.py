@@ -15,7 +15,7 @@ from PIL import Image
 
 from featkit.embedder import Embedder
 from featkit.errors import EnvironmentProblem, InputError
-from featkit.index import Index
+from featkit.index import Index, Refinement
 from featkit.serve.client import Client
 from featkit.serve.running import bind
 from tests.featkit.serve.conftest import NUM_IMAGES, png
@@ -46,6 +46,11 @@ def test_client_filters(live_address: str) -> None:
         (hits,) = client.search(drawn(5), where=where)
         assert sorted(hit.key for hit in hits) == ["blocks/1.png", "blocks/11.png"]
         assert [hit.key for hit in client.neighbors(1, where=where, k=1)] == ["blocks/1.png"]
+        refine = Refinement(rerank=8, min_score=0.5)
+        (hits,) = client.search(drawn(5), refine=refine)
+        near = client.neighbors(5, refine=refine)
+        assert [hit.id for hit in hits] == [hit.id for hit in near]
+        assert all(hit.score >= 0.5 for hit in hits)
         items = client.items(1, 5, where=where)
         assert (items.total, [item.key for item in items.items]) == (2, ["blocks/11.png"])
         assert client.items(limit=3).total == NUM_IMAGES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from fastapi.testclient import TestClient
 from featkit.backends import Run
 from featkit.embedder import Embedder
 from featkit.errors import InputError
-from featkit.index import Index, Proof
+from featkit.index import Index, Proof, Refinement
 from featkit.serve.app import make_app
 from featkit_export.precision import lower
 from tests.featkit.serve.conftest import LIMITS, NUM_IMAGES, files, image, png
@@ -53,6 +54,55 @@ def test_a_filter_limits_hits_items_and_neighbors(client: TestClient) -> None:
     everything = client.post("/v1/search", files=files(5), data={"where": "", "k": "12"}).json()
     assert len(everything["images"][0]["hits"]) == NUM_IMAGES
     assert client.get("/v1/items", params={"where": ""}).json()["total"] == NUM_IMAGES
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"min_score": 0.2},
+        {"expand": 3},
+        {"rerank": 10},
+        {"diversity": 0.6},
+        {"expand": 2, "rerank": 8, "min_score": 0.1},
+    ],
+)
+def test_hits_are_refined_as_in_python(
+    client: TestClient, index: Index, embedder: Embedder, values: dict[str, Any]
+) -> None:
+    refine = Refinement(**values)
+    form = {"k": "5", **{name: str(value) for name, value in values.items()}}
+    (found,) = client.post("/v1/search", files=files(4), data=form).json()["images"]
+    (hits,) = index.search(vectors=embedder.embed([image(4)]), k=5, refine=refine)
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in hits]
+    near = client.get("/v1/items/4/neighbors", params={"k": 5, **values}).json()
+    wanted = index.search(item=4, k=5, refine=refine)
+    assert [hit["id"] for hit in near["hits"]] == [hit.id for hit in wanted]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"expand": "many"}, "expand is 'many'; it must be a whole number."),
+        ({"rerank": "1.5"}, "rerank is '1.5'; it must be a whole number."),
+        ({"rerank": "1001"}, "it must be a whole number from 0 to 1,000"),
+        ({"expand": "9" * 5000}, "expand is '9999"),
+        ({"min_score": "nan"}, "min_score is nan"),
+        ({"diversity": "2"}, "diversity is 2.0; it must be from 0 to 1."),
+        ({"diversity": "0.5", "rerank": "9"}, "use one of them"),
+    ],
+)
+def test_refinements_without_a_meaning_are_refused(
+    client: TestClient, values: dict[str, str], words: str
+) -> None:
+    answer = client.post("/v1/search", files=files(1), data=values)
+    assert (answer.status_code, words in answer.json()["detail"]) == (422, True)
+    assert client.get("/v1/items/1/neighbors", params=values).status_code == 422
+
+
+def test_empty_fields_of_a_form_refine_nothing(client: TestClient) -> None:
+    names = ("min_score", "expand", "rerank", "diversity")
+    empty = client.post("/v1/search", files=files(1), data=dict.fromkeys(names, ""))
+    assert empty.json() == client.post("/v1/search", files=files(1)).json()
 
 
 def test_a_wrong_filter_is_refused_with_its_column(client: TestClient) -> None:
