@@ -190,7 +190,7 @@ class IndexState:
         allowed = self._allowed(where)
         results = self.vectors.searcher.search(queries, rows, k=k, allowed=allowed)
         if results:
-            self._verify(rows, np.unique(np.concatenate([each.ids for each in results])).tolist())
+            self._verify(rows, np.unique(np.concatenate([each.ids for each in results])))
         return results
 
     def _allowed(self, where: str | None) -> np.ndarray:
@@ -252,13 +252,15 @@ class IndexState:
         """Return a copy of the vectors of items, (n, D) float32. The ids are of live items."""
         rows = ChecksummedRows(self.vectors.rows)
         vectors: np.ndarray = rows.take(ids)
-        self._verify(rows, ids.tolist())
+        self._verify(rows, ids)
         return vectors
 
-    def _verify(self, rows: ChecksummedRows, ids: list[int]) -> None:
+    def _verify(self, rows: ChecksummedRows, ids: np.ndarray) -> None:
         """Compare the checksums of the rows that an answer used with the committed ones."""
-        if self.vectors.sample:  # empty if the index is older than checksums
-            self.vectors.check(rows.checksums(ids), self.catalogue.checksums(ids))
+        new = rows.unverified(ids)
+        if self.vectors.sample and len(new):  # no sample if the index is older than checksums
+            self.vectors.check(rows.checksums(new), self.catalogue.checksums(new.tolist()))
+            rows.set_verified(new)
 
     def _items(self, ids: list[int]) -> dict[int, Item]:
         items = self.catalogue.items_by_id(ids)

@@ -151,6 +151,7 @@ class FileRows:
         self.row_map, self.num_stored = row_map, row_map.record.num_stored(num_rows)
         self._most_held = most_held
         self._held: np.ndarray | None = None  # all rows
+        self._is_verified: np.ndarray | None = None  # which of the held rows were, (N,) bool
         self._num_scans = self._num_taken = 0
         self._holding = threading.Lock()  # held by the scan that fills `_held`
 
@@ -201,6 +202,7 @@ class FileRows:
             block = rows[start : start + at_once]
             self.file.read(start, block)
             yield start, block
+        self._is_verified = np.zeros(self.num_rows, bool)
         self._held = rows
 
     def _fits_in_memory(self) -> bool:
@@ -221,6 +223,13 @@ class FileRows:
                     pass
         finally:
             self._holding.release()
+
+    def verified(self) -> np.ndarray | None:
+        """Return which of the rows in memory have had the right checksum, (N,) bool, to be updated.
+
+        None if rows are not kept in memory.
+        """
+        return self._is_verified if self._held is not None else None
 
     def take(self, ids: np.ndarray) -> np.ndarray:
         """Return the rows (n, D) float32 with these ids, which may be in any order."""
@@ -260,17 +269,30 @@ class FileRows:
 
 
 class ChecksummedRows:
-    """Rows that know the checksums of the rows taken: of the very bytes that an answer used."""
+    """Rows that know the checksums of the rows taken: of the very bytes that an answer used.
+
+    Rows that are kept in memory are verified once.
+    """
 
     def __init__(self, rows: FileRows) -> None:
         self._rows = rows
         self.num_rows, self.width = rows.num_rows, rows.width
+        self._is_verified = rows.verified()  # None: rows may be read from the file each time
         self._taken: list[tuple[np.ndarray, np.ndarray]] = []  # ids and rows
 
     @property
     def ids(self) -> np.ndarray | None:
         """The id of each row, as `FileRows` has them."""
         return self._rows.ids
+
+    def unverified(self, ids: np.ndarray) -> np.ndarray:
+        """Return those of the ids whose rows are still to be verified."""
+        return ids if self._is_verified is None else ids[~self._is_verified[ids]]
+
+    def set_verified(self, ids: np.ndarray) -> None:
+        """Note that the rows with these ids have the right checksums."""
+        if self._is_verified is not None:
+            self._is_verified[ids] = True
 
     def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield blocks as `FileRows` does, without checksums."""

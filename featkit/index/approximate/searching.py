@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from featkit.index.approximate.generation import OpenGeneration
-from featkit.index.exact import ArrayRows, ChosenRows, exact_search, rank
+from featkit.index.exact import SPARE, ArrayRows, ChosenRows, exact_search, rank, rounding
 from featkit.index.searcher import Neighbors, Rows
 
 MAX_VIEWS = 16  # filters whose bitmaps are kept
@@ -79,8 +80,8 @@ class CodesSearcher:
         positions = self.generation.codes.search(
             queries, num_candidates=num_candidates, effort=effort, bits=view.bits
         )
-        others = self._outside(queries, rows, k=k, view=view)
-        found = rank_all(queries, rows, self.generation.ids, positions, others, k=k)
+        found = ranked(queries, rows, self.generation.ids, positions, k=k)
+        found = self._with_outside(queries, rows, found, k=k, view=view)
         is_far = self._far_from(queries, view)
         wanted = min(k, view.num_allowed)
         unsure = [i for i, each in enumerate(found) if is_far[i] or len(each.ids) < wanted]
@@ -104,18 +105,54 @@ class CodesSearcher:
         share: np.ndarray = is_allowed.mean(axis=1)
         return share < NEAR_SHARE * view.share
 
-    def _outside(self, queries: np.ndarray, rows: Rows, *, k: int, view: _View) -> list[np.ndarray]:
-        """Return the ids of the k nearest rows without codes, for each query."""
-        if len(view.outside) == 0:
-            return [view.outside] * len(queries)
-        everything = np.ones(len(view.outside), bool)
-        outside: Rows = (
-            ChosenRows(rows, view.outside)
-            if view.outside_rows is None
-            else ArrayRows(view.outside_rows)
+    def _with_outside(
+        self, queries: np.ndarray, rows: Rows, found: list[Neighbors], *, k: int, view: _View
+    ) -> list[Neighbors]:
+        """Return the k best of what was found and of the rows without codes."""
+        least = np.array([each.scores[-1] if len(each.ids) == k else -np.inf for each in found])
+        outside = list(self._outside(queries, rows, least, k=k, view=view))
+        if not outside:
+            return found
+        candidates = np.full((len(outside), k + max(len(ids) for _, ids in outside)), -1, np.int64)
+        for row, (i, ids) in zip(candidates, outside, strict=True):
+            row[: len(found[i].ids)] = found[i].ids
+            row[k : k + len(ids)] = ids
+        numbers = [i for i, _ in outside]
+        merged = dict(enumerate(found))
+        better = neighbors(*rank(queries[numbers], rows, candidates, k=k))
+        merged.update(zip(numbers, better, strict=True))
+        return list(merged.values())
+
+    def _outside(
+        self, queries: np.ndarray, rows: Rows, least: np.ndarray, *, k: int, view: _View
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield ids of rows without codes that may be among the k nearest of a query.
+
+        least: the score that they must reach, (Q,). The first item of a pair is the query's number.
+        """
+        outside = view.outside
+        if len(outside) == 0:
+            return
+        many = np.arange(len(queries))
+        if view.outside_rows is not None:
+            counts = np.empty(len(queries), np.int64)
+            at_once = max(1, MAX_OUTSIDE_BYTES // (4 * len(outside)))
+            for start in range(0, len(queries), at_once):
+                part = slice(start, start + at_once)
+                products = queries[part] @ view.outside_rows.T
+                is_near = products >= least[part, None] - rounding(rows.width)
+                counts[part] = np.count_nonzero(is_near, axis=1)
+                for i in np.flatnonzero((counts[part] > 0) & (counts[part] <= k + SPARE)):
+                    yield start + i, outside[is_near[i]]
+            many = np.flatnonzero(counts > k + SPARE)
+        chosen: Rows = (
+            ChosenRows(rows, outside) if view.outside_rows is None else ArrayRows(view.outside_rows)
         )
-        found = exact_search(queries, outside, k=k, allowed=everything)
-        return [view.outside[each.ids] for each in found]
+        everything = np.ones(len(outside), bool)
+        for i, each in zip(
+            many, exact_search(queries[many], chosen, k=k, allowed=everything), strict=True
+        ):
+            yield i, outside[each.ids]
 
     def _scanning_costs_less(self, num_inside: int, share: float) -> bool:
         measured = self.generation.record.measured
@@ -154,26 +191,20 @@ class CodesSearcher:
         return view
 
 
-def rank_all(
-    queries: np.ndarray,
-    rows: Rows,
-    coded_ids: np.ndarray,
-    positions: np.ndarray,
-    others: list[np.ndarray],
-    *,
-    k: int,
+def ranked(
+    queries: np.ndarray, rows: Rows, coded_ids: np.ndarray, positions: np.ndarray, *, k: int
 ) -> list[Neighbors]:
     """Return the k best candidates of each query by exact score, then smaller id.
 
-    positions: (Q, R) among the codes, -1 for none. others: further ids of each query.
+    positions: (Q, R) among the codes, -1 for none.
     """
     ids = np.where(positions >= 0, coded_ids[positions], -1)
-    most = max((len(each) for each in others), default=0)
-    further = np.full((len(queries), most), -1, np.int64)
-    for row, each in zip(further, others, strict=True):
-        row[: len(each)] = each
-    ids, scores = rank(queries, rows, np.concatenate([ids, further], axis=1))
-    counts = np.minimum(np.count_nonzero(ids >= 0, axis=1), k).tolist()
+    return neighbors(*rank(queries, rows, ids, k=k))
+
+
+def neighbors(ids: np.ndarray, scores: np.ndarray) -> list[Neighbors]:
+    """Return ranked candidates (Q, R), of which -1 stands for a missing one, as hits."""
+    counts = np.count_nonzero(ids >= 0, axis=1).tolist()
     return [
         Neighbors(ids[i, :count], scores[i, :count], is_exact=False)
         for i, count in enumerate(counts)

@@ -18,7 +18,7 @@ import numpy as np
 
 from featkit.index.approximate.codes import LISTS, Codes, Kind
 from featkit.index.approximate.generation import Measured
-from featkit.index.approximate.searching import rank_all
+from featkit.index.approximate.searching import ranked
 from featkit.index.exact import ChosenRows, exact_search
 from featkit.index.searcher import Neighbors, Rows
 
@@ -53,7 +53,7 @@ def search(
 ) -> list[Neighbors]:
     """Search codes as CodesSearcher does, without a filter."""
     positions = codes.search(queries, num_candidates=num_candidates, effort=effort)
-    return rank_all(queries, rows, ids, positions, [ids[:0]] * len(queries), k=num_candidates)
+    return ranked(queries, rows, ids, positions, k=K)
 
 
 def recalls(found: list[Neighbors], truth: Truth, *, k: int) -> np.ndarray:

@@ -19,6 +19,7 @@ import pytest
 from featkit.backends import Run
 from featkit.errors import FeatkitError, InputError
 from featkit.index import Index
+from featkit.index.vectors import ChecksummedRows
 from featkit.wording import counted
 from tests.featkit.index.conftest import WIDTH, unit_vectors
 from tests.model_files import make_model_file
@@ -229,10 +230,35 @@ def test_a_damaged_vector_is_not_returned(tmp_path: Path, model: Path) -> None:
     data[4 * WIDTH * 1234 + 5] ^= 1
     (path / "vectors.f32").write_bytes(data)
     with Index.open(path) as index:
-        assert index.search(vectors=vectors[:1], k=1)[0][0].key == "old0"
-        for call in (lambda: index.search(vectors=vectors[1234:1235]), lambda: index.vector(1234)):
-            with refused("vector 1234 differs from the committed one"):
-                call()
+        for _ in range(3):  # also when the vectors are kept in memory
+            assert index.search(vectors=vectors[:1], k=1)[0][0].key == "old0"
+            for call in (
+                lambda: index.search(vectors=vectors[1234:1235]),
+                lambda: index.vector(1234),
+            ):
+                with refused("vector 1234 differs from the committed one"):
+                    call()
+        assert index.read(lambda state: state.vectors.rows.verified()) is not None
+
+
+def test_a_vector_in_memory_is_verified_once(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "photos.index"
+    vectors = make(path, model, "old", 1, count=200)
+    with Index.open(path) as index:
+        for _ in range(2):
+            index.search(vectors=vectors[:1])
+        verified: list[int] = []
+        checksums = ChecksummedRows.checksums
+
+        def counted_checksums(rows: ChecksummedRows, ids: np.ndarray) -> dict[int, int]:
+            verified.extend(ids.tolist())
+            return checksums(rows, ids)
+
+        monkeypatch.setattr(ChecksummedRows, "checksums", counted_checksums)
+        hits = {hit.id for _ in range(3) for hit in index.search(vectors=vectors[:1], k=20)[0]}
+        assert sorted(verified) == sorted(hits)
 
 
 def test_a_writer_never_writes_into_a_replacement(tmp_path: Path, model: Path) -> None:
@@ -412,6 +438,7 @@ from pathlib import Path
 import numpy as np
 from featkit.errors import FeatkitError
 from featkit.index import Index
+from featkit.index.vectors import ChecksummedRows
 path, vectors = Path(sys.argv[1]), np.load(sys.argv[2])
 done, counts = [], {"right": 0, "refused": 0}
 def ask(index, thread):

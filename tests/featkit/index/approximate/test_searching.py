@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featkit.index import Hit, Index
-from featkit.index.approximate import building
-from featkit.index.approximate.searching import CodesSearcher, rank_all
+from featkit.index.approximate import building, searching
+from featkit.index.approximate.searching import CodesSearcher, ranked
 from featkit.index.exact import ArrayRows
 from tests.featkit.index.approximate.conftest import NUM_ITEMS, WIDTH, clumped
 
@@ -140,7 +140,7 @@ def test_equal_vectors_beyond_a_nodes_links_are_found(tmp_path: Path, model: Pat
 
 @given(
     num_queries=st.integers(1, 5),
-    num_candidates=st.integers(1, 12),
+    num_candidates=st.integers(1, 40),
     k=st.integers(1, 15),
     seed=st.integers(0, 1000),
 )
@@ -149,22 +149,41 @@ def test_candidates_are_ranked_as_one_query_at_a_time(
 ) -> None:
     rng = np.random.default_rng(seed)
     vectors = clumped(60, width=48)
-    vectors[30:40] = vectors[30]  # equal scores
-    rows, coded_ids = ArrayRows(vectors), np.sort(rng.choice(50, 40, replace=False))
+    vectors[20:40] = vectors[30]  # equal scores
+    coded_ids = np.sort(rng.choice(60, 40, replace=False))
     queries = clumped(num_queries, seed=seed, width=48)
     positions = np.stack(
         [rng.choice(40, num_candidates, replace=False) for _ in range(num_queries)]
     )
     positions[rng.random(positions.shape) < 0.2] = -1
-    others = [rng.choice(range(50, 60), rng.integers(0, 4), replace=False) for _ in queries]
-    found = rank_all(queries, rows, coded_ids, positions, others, k=k)
-    for query, each, ids, further in zip(queries, found, positions, others, strict=True):
-        candidates = np.concatenate([coded_ids[ids[ids >= 0]], further])
+    found = ranked(queries, ArrayRows(vectors), coded_ids, positions, k=k)
+    for query, each, ids in zip(queries, found, positions, strict=True):
+        candidates = coded_ids[ids[ids >= 0]]
         wide = vectors[candidates].astype(np.float64)
         scores = np.einsum("nd,d->n", wide, query.astype(np.float64)).astype(np.float32)
         order = np.lexsort((candidates, -scores))[:k]
         assert each.ids.tolist() == candidates[order].tolist()
         assert each.scores.tobytes() == scores[order].tobytes()
+
+
+@pytest.mark.parametrize("num_equal", [0, 1, 8, 60])
+@pytest.mark.parametrize("are_kept", [True, False])
+def test_later_items_are_ranked_among_the_others(
+    index: Path, monkeypatch: pytest.MonkeyPatch, num_equal: int, are_kept: bool
+) -> None:
+    if not are_kept:
+        monkeypatch.setattr(searching, "MAX_OUTSIDE_BYTES", 0)
+    queries, new = clumped(30, seed=5), clumped(200, seed=6)
+    new[100 : 100 + num_equal] = queries[0]
+    vectors = np.concatenate([clumped(NUM_ITEMS), new])
+    with Index.open(index, writable=True) as opened:
+        opened.add([f"new{i}.jpg" for i in range(len(new))], new)
+        hits = opened.search(vectors=queries, k=7)
+    everything = np.ones(len(vectors), bool)
+    assert recall(hits, queries, vectors, everything) >= 0.95
+    for each, query in zip(hits, queries, strict=True):
+        true = [i for i, _ in brute_force(query, vectors, everything, 7) if i >= NUM_ITEMS]
+        assert [hit.id for hit in each if hit.id >= NUM_ITEMS][: len(true)] == true
 
 
 def test_one_opened_generation_serves_all_states(index: Path) -> None:
