@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,41 +40,15 @@ from featkit.index.approximate.tuning import Truth, lower_end, recalls
 from featkit.index.bounded_faiss import faiss
 from featkit.index.exact import exact_search
 from featkit.index.searcher import Neighbors
-from tests.benchmarks.photos import data_folder
+from tests.benchmarks.made_up_index import WIDTH, all_vectors, make_index, vectors_of
 from tests.benchmarks.record import write_result
-from tests.model_files import make_model_file
 
-WIDTH, K, TARGET = 384, 10, 0.95
+K, TARGET = 10, 0.95
 NUM_QUERIES, NUM_SINGLE, ROUNDS = 1000, 300, 5
 EFS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
-ADDED_AT_ONCE = 20_000
 FEATKIT, FAISS, USEARCH = "featkit", "FAISS HNSW32,SQ8", "usearch i8"
 
 Search = Callable[[np.ndarray], list[Neighbors]]
-
-
-def vectors_of(count: int, *, split: int) -> np.ndarray:
-    """Return made-up embeddings (count, WIDTH) float32."""
-    spec = spec_from_file_location("vectors", data_folder() / "vectors.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made: np.ndarray = module.embeddings(count, WIDTH, split=split)
-    return made
-
-
-def make_index(room: Path, count: int) -> Path:
-    """Make the index with all vectors, unless it is there."""
-    path = room / f"{count}.index"
-    if not path.exists():
-        model = make_model_file(room / "m.onnx", width=WIDTH)
-        vectors = vectors_of(count, split=0)
-        with Index.create(path, model=model) as index:
-            for start in range(0, count, ADDED_AT_ONCE):
-                part = vectors[start : start + ADDED_AT_ONCE]
-                index.add([f"{start + i}.jpg" for i in range(len(part))], part)
-    return path
 
 
 # Builds, each in a process of its own -----------------------------------------------------------
@@ -96,7 +70,7 @@ def _link_vectors(source: str, target: str) -> str:
 
 def build_faiss(index: Path, file: Path) -> None:
     """Build the graph that others build: twice the links, codes of 8 bits."""
-    vectors = _all_vectors(index)
+    vectors = all_vectors(index)
     built: Any = faiss.index_factory(WIDTH, "HNSW32,SQ8", faiss.METRIC_INNER_PRODUCT)
     built.train(vectors[:: max(1, len(vectors) // 50_000)])
     built.add(vectors)
@@ -107,7 +81,7 @@ def build_usearch(index: Path, file: Path) -> None:
     """Build usearch's graph over codes of 8 bits."""
     from usearch.index import Index as Usearch  # type: ignore[import-not-found]
 
-    vectors = _all_vectors(index)
+    vectors = all_vectors(index)
     built = Usearch(ndim=WIDTH, metric="cos", dtype="i8", connectivity=16, expansion_add=128)
     built.add(np.arange(len(vectors)), vectors)
     built.save(str(file))
@@ -118,10 +92,6 @@ BUILDERS: dict[str, Callable[[Path, Path], None]] = {
     FAISS: build_faiss,
     USEARCH: build_usearch,
 }
-
-
-def _all_vectors(index: Path) -> np.ndarray:
-    return np.fromfile(index / "vectors.f32", np.float32).reshape(-1, WIDTH)
 
 
 def build(method: str, index: Path, file: Path) -> dict[str, float]:
@@ -197,7 +167,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 def compare(index: Path, room: Path, methods: Sequence[str]) -> list[dict[str, object]]:
     """Build, tune and measure all methods; return a row for each."""
-    vectors = _all_vectors(index)
+    vectors = all_vectors(index)
     queries = vectors_of(NUM_QUERIES, split=1)
     truth = Truth(queries, exact_search(queries, vectors, k=K, allowed=np.ones(len(vectors), bool)))
     rows: dict[str, dict[str, object]] = {}

@@ -142,16 +142,16 @@ class CodesSearcher:
                 products = queries[part] @ view.outside_rows.T
                 is_near = products >= least[part, None] - rounding(rows.width)
                 counts[part] = np.count_nonzero(is_near, axis=1)
-                for i in np.flatnonzero((counts[part] > 0) & (counts[part] <= k + SPARE)):
+                are_few = (counts[part] > 0) & (counts[part] <= k + SPARE)
+                for i in np.flatnonzero(are_few).tolist():
                     yield start + i, outside[is_near[i]]
             many = np.flatnonzero(counts > k + SPARE)
         chosen: Rows = (
             ChosenRows(rows, outside) if view.outside_rows is None else ArrayRows(view.outside_rows)
         )
         everything = np.ones(len(outside), bool)
-        for i, each in zip(
-            many, exact_search(queries[many], chosen, k=k, allowed=everything), strict=True
-        ):
+        found = exact_search(queries[many], chosen, k=k, allowed=everything)
+        for i, each in zip(many.tolist(), found, strict=True):
             yield i, outside[each.ids]
 
     def _scanning_costs_less(self, num_inside: int, share: float) -> bool:
