@@ -21,10 +21,14 @@ MAX_DESCRIPTION = 65536  # bytes
 FIRST_READABLE = 1 if sys.platform == "win32" else 0
 
 
+class AlreadyLocked(EnvironmentProblem):
+    """Another process holds a lock; the message names its pid, host and command."""
+
+
 class WriterLock:
     """The right to write, held from the constructor until `release` or the end of the process.
 
-    EnvironmentProblem if another process holds it, naming its pid, host and command.
+    AlreadyLocked if another process holds it; EnvironmentProblem if it cannot be taken.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +40,7 @@ class WriterLock:
         try:
             # The lock belongs to this open file, so it also excludes other writers in this process.
             if not lock_descriptor(self._descriptor, blocking=False):
-                raise EnvironmentProblem(
+                raise AlreadyLocked(
                     f"{path.parent} is being written by {_read_holder(self._descriptor)}; wait for"
                     " it to finish, or stop it."
                 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.options import AsJson, Quiet
+from featkit.cli.promising import report_failed_build
 from featkit.extras import need_extra
 from featkit.wording import counted
 
@@ -31,6 +32,7 @@ def check(index: Path, /, *, quiet: Quiet = False, json_: AsJson = False) -> int
     need_extra("cpu", "faiss")
     from featkit.index import Index
 
+    report_failed_build(index)
     with Index.open(index, check_sample=False) as opened:
         report = _checked(opened, quiet=quiet or json_)
     if json_:

@@ -11,7 +11,14 @@ from cyclopts import Parameter
 
 from featkit.cli.console import ProgressReporter, print_json, stdout
 from featkit.cli.options import AsJson, Quiet
-from featkit.cli.promising import Memory, Recall, in_words, promise_from, shown
+from featkit.cli.promising import (
+    Memory,
+    Recall,
+    in_words,
+    promise_from,
+    report_failed_build,
+    shown,
+)
 from featkit.errors import InputError
 from featkit.extras import need_extra
 from featkit.wording import counted
@@ -69,6 +76,7 @@ def compact(
     if reclaim and (given is not None or allow_low_recall):
         raise InputError("--reclaim builds nothing; leave out --memory, --recall and the like.")
     with Index.open(index) as opened:
+        report_failed_build(index)
         dead = _reclaimed(opened, is_forced=reclaim, quiet=quiet or json_)
     if reclaim:
         if json_:

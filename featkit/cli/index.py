@@ -68,9 +68,9 @@ def index(
     run = Run.parse(folder.plan.run)
     with (
         (
-            Index.open(out, writable=True)
+            Index.open(out, writable=True, background=False)
             if out.exists()
-            else Index.create(out, model=folder.model_path, run=run)
+            else Index.create(out, model=folder.model_path, run=run, background=False)
         ) as opened,
         ProgressReporter("indexing", total=len(folder), quiet=quiet or json_) as progress,
     ):
@@ -108,7 +108,7 @@ def _index_file(
     if out.exists():
         if model is not None:
             raise InputError(f"{out} has a model of its own; leave --model out.")
-        opened = Index.open(out, writable=True)
+        opened = Index.open(out, writable=True, background=False)
     else:
         path = model or default_model_path()
         if vectors.fingerprint not in (None, read_manifest(path).fingerprint) or (
@@ -120,7 +120,7 @@ def _index_file(
                 " their model with --model."
             )
         run = None if vectors.run is None else Run.parse(vectors.run)
-        opened = Index.create(out, model=path, run=run)
+        opened = Index.create(out, model=path, run=run, background=False)
     with opened, ProgressReporter("indexing", total=None, quiet=quiet or json_) as progress:
         report = read_vectors(opened, vectors, on_progress=progress)
         num_items = len(opened)

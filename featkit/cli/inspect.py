@@ -92,11 +92,12 @@ def _embeddings_facts(path: Path) -> dict[str, Any]:
 
 def _index_facts(path: Path) -> dict[str, Any]:
     from featkit.index import Index
+    from featkit.index.approximate.background import Failure
     from featkit.index.reclaiming import DeadRows
     from featkit.modelfile import read_manifest
 
     with Index.open(path) as index:
-        dead = DeadRows.of(index)
+        dead, failure = DeadRows.of(index), Failure.of(path)
         return {
             "items": len(index),
             "vector_width": index.width,
@@ -107,6 +108,7 @@ def _index_facts(path: Path) -> dict[str, Any]:
             **_search_facts(index),
             "removed_vectors": dead.num_dead,
             "reclaimable_bytes": dead.num_bytes,
+            **({} if failure is None else {"failed_build": f"{failure.when}: {failure.error}"}),
             "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         }
 

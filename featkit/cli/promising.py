@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
 from cyclopts import Parameter
 
 from featkit.cli.console import ProgressReporter, stdout
 from featkit.errors import InputError
+from featkit.lock import AlreadyLocked
 from featkit.wording import counted
 
 if TYPE_CHECKING:
@@ -81,6 +84,7 @@ def keep_promise(index: Index, promise: Promise | None, *, quiet: bool) -> None:
     """Give an index a new promise, if there is one, and build what its promise asks for."""
     from featkit.index.approximate import upkeep
 
+    report_failed_build(index.path)
     if promise is not None:
         promise.plan(len(index), index.width)  # InputError if it cannot be kept
         upkeep.give_promise(index, promise)
@@ -89,12 +93,29 @@ def keep_promise(index: Index, promise: Promise | None, *, quiet: bool) -> None:
         if not quiet:
             stdout().print(plan.in_words())
 
-    with shown(index, quiet=quiet) as show:
-        generation = upkeep.keep_promise(
-            index, on_plan=show_plan, on_progress=show.on_progress, on_step=show.on_step
-        )
+    try:
+        with shown(index, quiet=quiet) as show:
+            generation = upkeep.keep_promise(
+                index, on_plan=show_plan, on_progress=show.on_progress, on_step=show.on_step
+            )
+    except AlreadyLocked as error:  # that build is as good
+        if not quiet:
+            stdout().print(str(error).partition(";")[0] + "; searches will use what it builds.")
+        return
     if generation is not None and not quiet:
         stdout().print(in_words(generation, str(index.path)))
+
+
+def report_failed_build(index: Path) -> None:
+    """Print why the last build in the background failed, if it did."""
+    from featkit.index.approximate.background import Failure
+
+    if (failure := Failure.of(index)) is not None:
+        print(
+            f"featkit: {index} could not be brought up to date in the background"
+            f" ({failure.when}): {failure.error}",
+            file=sys.stderr,
+        )
 
 
 def in_words(generation: Generation, index: str) -> str:

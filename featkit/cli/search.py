@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from featkit.cli.console import print_json, print_table, stdout
 from featkit.cli.item_table import in_json, shown_metadata, shown_size
 from featkit.cli.options import AsJson, Where
+from featkit.cli.promising import report_failed_build
 from featkit.errors import InputError
 from featkit.extras import need_extra
 from featkit.wording import counted
@@ -76,6 +77,7 @@ def search(
 
     images = [image, *more]
     refine = Refinement(min_score=min_score, expand=expand, rerank=rerank, diversity=diversity)
+    report_failed_build(index)
     with Index.open(index) as opened:
         num_items = len(opened)
         if num_items == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +14,13 @@ from cyclopts import Parameter
 from featkit.cli.calibrate import measure_if_due
 from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.options import AsJson, Quiet, Rehash, Retry
-from featkit.cli.promising import Memory, Recall, keep_promise, promise_from
+from featkit.cli.promising import (
+    Memory,
+    Recall,
+    keep_promise,
+    promise_from,
+    report_failed_build,
+)
 from featkit.cli.selecting import SelectionFlags, selection_of
 from featkit.errors import FeatkitError, InputError, Interrupted
 from featkit.extras import need_extra
@@ -96,6 +102,7 @@ def sync(
         retry=retry,
         gps=gps,
         workers=threads,
+        background=False,
     )
     promise = promise_from(memory, recall)
     if watch:
@@ -128,7 +135,8 @@ def _watch(
         try:
             silent = quiet or json_ or not is_first
             report = _run(photos, index, model, options, quiet=silent)
-            _keep_up(index, promise if is_first else None, quiet=silent)
+            _keep_up(index, promise if is_first else None, quiet=silent, builds=is_first)
+            options = replace(options, background=True)
         except Interrupted:
             raise
         except FeatkitError as error:
@@ -157,13 +165,16 @@ def _run(
     return report
 
 
-def _keep_up(index: Path, promise: Promise | None, *, quiet: bool) -> None:
-    """Measure and build what the changed index needs."""
+def _keep_up(index: Path, promise: Promise | None, *, quiet: bool, builds: bool = True) -> None:
+    """Measure what the changed index needs, and build it unless that is left to the background."""
     from featkit.index import Index
 
     with Index.open(index) as opened:
         measure_if_due(opened, quiet=quiet)
-        keep_promise(opened, promise, quiet=quiet)
+        if builds:
+            keep_promise(opened, promise, quiet=quiet)
+        else:
+            report_failed_build(index)
 
 
 def _print_report(report: SyncReport, index: Path, *, json_: bool) -> None:

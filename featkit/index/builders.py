@@ -11,11 +11,12 @@ from featkit.index.approximate.generation import FOLDER
 from featkit.lock import WriterLock
 
 LOCK_FILE = "builder.lock"
+FAILURE_FILE = "failed.json"  # of a build in the background
 
 
 @contextmanager
 def excluding_builders(index: Path) -> Iterator[None]:
-    """Hold the lock until the block ends. EnvironmentProblem if another process holds it."""
+    """Hold the lock until the block ends. AlreadyLocked if another process holds it."""
     folder = index / FOLDER
     with explain_os_errors(folder):
         folder.mkdir(exist_ok=True)

@@ -35,6 +35,7 @@ from featkit.wording import counted
 
 if TYPE_CHECKING:
     from featkit.embedder import Embedder
+    from featkit.index.approximate.background import BackgroundUpkeep
 
 METRIC = "cosine"
 
@@ -57,18 +58,26 @@ class Index:
                 print(hit.score, hit.key)
     """
 
-    def __init__(self, path: Path, *, writable: bool, check_sample: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, writable: bool, check_sample: bool = True, background: bool = True
+    ) -> None:
         """Use `Index.open` or `Index.create`."""
         self.path = path
         self.model_path = path / MODEL_FILE
         self._catalogue = Catalogue(path / CATALOGUE_FILE)
         self._reader = IndexReader(path, self._catalogue, check_sample=check_sample)
         self._writer: IndexWriter | None = None
+        self._upkeep: BackgroundUpkeep | None = None
         self._embedder: Embedder | None = None
         self._embedder_lock = threading.Lock()
         try:
             if writable:
                 self._writer = IndexWriter(path, self._catalogue, self._reader)
+                if background:
+                    from featkit.index.approximate.background import BackgroundUpkeep
+
+                    self._upkeep = BackgroundUpkeep(self)
+                    self._writer.on_commit = self._upkeep.after_commit
             else:
                 self._reader.read(lambda _state: None)
         except BaseException:
@@ -76,14 +85,22 @@ class Index:
             raise
 
     @classmethod
-    def create(cls, path: str | Path, *, model: str | Path, run: Run | None = None) -> Index:
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        model: str | Path,
+        run: Run | None = None,
+        background: bool = True,
+    ) -> Index:
         """Create an index without items for the vectors of a model file, and open it for writing.
 
         The model file is copied into the folder, which appears complete or not at all.
 
         run: the engine and precision that make the vectors; images to search with are embedded in
-        the same way. By default ONNX Runtime in the file's own precision. InputError if `path`
-        exists or `model` is not a model file; EnvironmentProblem if the folder cannot be written.
+        the same way. By default ONNX Runtime in the file's own precision. background: as for
+        `open`. InputError if `path` exists or `model` is not a model file; EnvironmentProblem if
+        the folder cannot be written.
         """
         folder, manifest = Path(path), read_manifest(Path(model))
         if folder.exists():
@@ -99,14 +116,22 @@ class Index:
                 "run": str(run or reference_run(manifest)),
             }
             Catalogue.create(temporary / CATALOGUE_FILE, settings)
-        return cls(folder, writable=True)
+        return cls(folder, writable=True, background=background)
 
     @classmethod
-    def open(cls, path: str | Path, *, writable: bool = False, check_sample: bool = True) -> Index:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        writable: bool = False,
+        check_sample: bool = True,
+        background: bool = True,
+    ) -> Index:
         """Open an existing index. No other process can write it while it is open for writing.
 
         check_sample: refuse an index if one of a few sampled vectors is damaged. Only programs that
-        look for damage turn it off.
+        look for damage turn it off. background: if the index was promised a memory or recall, and
+        the writer's changes make a build due, start it in a process of its own.
 
         InputError if it is missing, damaged, not an index, or has a newer format;
         EnvironmentProblem if it cannot be read, or if `writable` and another process writes it.
@@ -124,10 +149,12 @@ class Index:
             raise EnvironmentProblem(
                 f"{folder} cannot be read: {error.strerror}; ask its owner."
             ) from error
-        return cls(folder, writable=writable, check_sample=check_sample)
+        return cls(folder, writable=writable, check_sample=check_sample, background=background)
 
     def close(self) -> None:
         """Release the files and the right to write. Does nothing the second time."""
+        if self._upkeep is not None:
+            self._upkeep.close()
         self._reader.forget()
         if self._writer is not None:
             self._writer.close()

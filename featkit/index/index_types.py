@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 from featkit.errors import InputError
+from featkit.folders import CATALOGUE_FILE
 from featkit.index.approximate.generation import SETTING, Generation, OpenGeneration
 from featkit.index.approximate.searching import CodesSearcher
+from featkit.index.catalogue import Catalogue
 from featkit.index.exact import ExactSearcher
 from featkit.index.records import Value
 from featkit.index.searcher import Searcher
@@ -22,13 +25,20 @@ _open: WeakValueDictionary[tuple[Path, Generation], OpenGeneration] = WeakValueD
 
 
 def _open_generation(index: Path, settings: Mapping[str, Value]) -> Searcher:
-    """Open the generation of an index, or search exactly if it cannot be opened."""
+    """Open the generation of an index, or search exactly if it cannot be opened.
+
+    A state that is read just when a newer generation replaces its own is searched exactly, too.
+    """
     try:
         record = Generation.from_json(str(settings.get(SETTING)))
         key = (index.absolute(), record)
         generation = _open.get(key) or _open.setdefault(key, OpenGeneration(index, record))
     except InputError as error:
-        log.warning("%s Until then, %s is searched exactly, which takes longer.", error, index)
+        latest = Catalogue(index / CATALOGUE_FILE)
+        with closing(latest), latest.reading() as catalogue:
+            is_latest = catalogue.settings().get(SETTING) == settings.get(SETTING)
+        if is_latest:
+            log.warning("%s Until then, %s is searched exactly, which takes longer.", error, index)
         return ExactSearcher()
     return CodesSearcher(generation)
 

@@ -36,6 +36,7 @@ class IndexWriter:
 
     def __init__(self, path: Path, catalogue: Catalogue, reader: IndexReader) -> None:
         self.path, self.catalogue, self.reader = path, catalogue, reader
+        self.on_commit: Callable[[], None] = lambda: None  # called after each change
         self._vectors: VectorWriter | None = None
         self._process = os.getpid()
         self._guard = threading.RLock()  # serializes writing threads
@@ -116,6 +117,7 @@ class IndexWriter:
                 with suppress(FeatkitError), self.catalogue.excluding_writers() as reader:
                     self._cut(reader)
                 raise
+            self.on_commit()
             return list(range(first, first + len(items))), num_replaced
 
     def add_changed(
@@ -137,7 +139,9 @@ class IndexWriter:
             with self.catalogue.writing() as catalogue:
                 ids = [] if where is None else catalogue.ids_matching(text_filter(where))
                 matching = [item.key for item in catalogue.items_by_id(ids).values()]
-                return catalogue.remove_items([*keys, *matching])
+                num_removed = catalogue.remove_items([*keys, *matching])
+            self.on_commit()
+            return num_removed
 
     def change(self, work: Callable[[CatalogueWriter], None]) -> None:
         """Change the catalogue in one transaction, without adding vectors."""
@@ -145,6 +149,7 @@ class IndexWriter:
             self._writable()
             with self.catalogue.writing() as catalogue:
                 work(catalogue)
+            self.on_commit()
 
     def set_setting(self, name: str, value: Value) -> None:
         """Store a setting."""

@@ -36,7 +36,8 @@ class SyncOptions:
     that are gone. remove_many: remove them even if they are more than half of the index.
     new_source: the index was made of another source, which this one replaces. rehash: read all
     files, to find changes that kept size and time. retry: embed again all that failed. gps: record
-    where photographs were taken. workers: threads; by default as for `featkit embed`.
+    where photographs were taken. workers: threads; by default as for `featkit embed`. background:
+    as for `Index.open`.
     """
 
     selection: Selection = EVERYTHING
@@ -48,6 +49,7 @@ class SyncOptions:
     retry: bool = False
     gps: bool = False
     workers: int | None = None
+    background: bool = True
 
     def __post_init__(self) -> None:
         """Raise InputError for a number of threads that cannot work."""
@@ -119,7 +121,7 @@ def sync(
             source, find_changes(listing, {}, progress=progress, rehash=False, retry=False)
         )
     else:
-        with _opened(path, model, writable=not options.dry_run) as opened:
+        with _opened(path, model, options) as opened:
             try:
                 report = _sync(listing, opened, options, progress)
             except KeyboardInterrupt:
@@ -164,14 +166,16 @@ def _sync(listing: Listing, index: Index, options: SyncOptions, progress: Progre
     return report
 
 
-def _opened(path: Path, model: str | Path | None, *, writable: bool) -> Index:
+def _opened(path: Path, model: str | Path | None, options: SyncOptions) -> Index:
     """Open an index, or create it. InputError if `model` is given and not its own."""
     if not path.exists():
         from featkit.embedder import Embedder
 
         embedder = Embedder(model, threads=1)
-        return Index.create(path, model=embedder.model_path, run=embedder.run)
-    index = Index.open(path, writable=writable)
+        return Index.create(
+            path, model=embedder.model_path, run=embedder.run, background=options.background
+        )
+    index = Index.open(path, writable=not options.dry_run, background=options.background)
     if model is not None and not index.accepts_model(read_manifest(Path(model))):
         index.close()
         raise InputError(

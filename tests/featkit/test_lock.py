@@ -14,7 +14,7 @@ import pytest
 
 from featkit import lock as lock_module
 from featkit.errors import EnvironmentProblem
-from featkit.lock import WriterLock
+from featkit.lock import AlreadyLocked, WriterLock
 from tests.model_files import make_model_file
 from tests.processes import run_python, start_python
 from tests.sentences import refused
@@ -22,7 +22,7 @@ from tests.sentences import refused
 HOLD = """
 import sys
 from pathlib import Path
-from featkit.lock import WriterLock
+from featkit.lock import AlreadyLocked, WriterLock
 lock = WriterLock(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.readline()
@@ -31,7 +31,7 @@ COUNT = """
 import sys, time
 from pathlib import Path
 from featkit.errors import EnvironmentProblem
-from featkit.lock import WriterLock
+from featkit.lock import AlreadyLocked, WriterLock
 folder, done = Path(sys.argv[1]), 0
 while done < 20:
     try:
@@ -63,13 +63,13 @@ def test_a_second_opening_waits_for_the_release(
     who = f"process {os.getpid()} on {socket.gethostname()} (featkit embed images)"
     with refused(
         f"{tmp_path} is being written by {who}; wait for it to finish, or stop it.",
-        error=EnvironmentProblem,
+        error=AlreadyLocked,
     ):
         WriterLock(tmp_path / "lock")
     first.release()
     second = WriterLock(tmp_path / "lock")
     first.release()  # it no longer holds the lock
-    with refused("is being written by", error=EnvironmentProblem):
+    with refused("is being written by", error=AlreadyLocked):
         WriterLock(tmp_path / "lock")
     second.release()
 
@@ -82,7 +82,7 @@ def test_the_death_of_the_holder_frees_the_lock(tmp_path: Path) -> None:
                 tmp_path,
                 f"process {holder.pid} on {socket.gethostname()} (-c ",
                 "--name é x)",
-                error=EnvironmentProblem,
+                error=AlreadyLocked,
             ):
                 WriterLock(tmp_path / "lock")
     finally:
@@ -124,7 +124,7 @@ def test_processes_that_take_turns_lose_no_change(tmp_path: Path) -> None:
 def test_a_holder_without_description_is_not_named(tmp_path: Path, content: str) -> None:
     lock = WriterLock(tmp_path / "lock")
     (tmp_path / "lock").write_text(content)
-    with refused(f"{tmp_path} is being written by another process; wait", error=EnvironmentProblem):
+    with refused(f"{tmp_path} is being written by another process; wait", error=AlreadyLocked):
         WriterLock(tmp_path / "lock")
     lock.release()
 
@@ -150,7 +150,7 @@ def test_a_lock_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir(mode=0o555)
     code = (
-        "import sys; from pathlib import Path; from featkit.lock import WriterLock;"
+        "import sys; from pathlib import Path; from featkit.lock import AlreadyLocked, WriterLock;"
         " WriterLock(Path(sys.argv[1]))"
     )
     status, _, error = run_python(code, place / "lock", ordinary_user=True)
@@ -202,7 +202,7 @@ def test_the_holder_is_named_without_the_first_byte(
     lock = WriterLock(tmp_path / "lock")
     with refused(
         f"is being written by process {os.getpid()} on {socket.gethostname()}",
-        error=EnvironmentProblem,
+        error=AlreadyLocked,
     ):
         WriterLock(tmp_path / "lock")
     lock.release()

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from featkit.index.approximate.building import Progress, compact
-from featkit.index.approximate.generation import SETTING, Generation
+from featkit.index.approximate.generation import FOLDER, SETTING, Generation
 from featkit.index.approximate.planning import PROMISE, REBUILD_SHARE, Promise, SearchPlan
+from featkit.index.builders import FAILURE_FILE
 from featkit.index.index import Index
 from featkit.index.reclaiming import DeadRows, reclaim
 
@@ -45,16 +46,32 @@ def keep_promise(
     if DeadRows.of(index).are_many:
         on_step(RECLAIMING)
         reclaim(index)
+    generation: Generation | None = None
+    if (plan := _plan_due(index, promise)) is not None:
+        assert plan.kind is not None
+        on_plan(plan)
+        generation = compact(
+            index, kind=plan.kind, target=promise.recall, on_progress=on_progress, on_step=on_step
+        )
+    (index.path / FOLDER / FAILURE_FILE).unlink(missing_ok=True)
+    return generation
+
+
+def is_due(index: Index) -> bool:
+    """Return whether `keep_promise` has anything to do. InputError if it cannot be kept."""
+    promise = promise_of(index)
+    if promise is None:
+        return False
+    return DeadRows.of(index).are_many or _plan_due(index, promise) is not None
+
+
+def _plan_due(index: Index, promise: Promise) -> SearchPlan | None:
+    """Return the plan of the codes to build, if there are any."""
     plan = promise.plan(len(index), index.width)
-    if plan.kind is None or not _is_due(index, plan, promise):
-        return None
-    on_plan(plan)
-    return compact(
-        index, kind=plan.kind, target=promise.recall, on_progress=on_progress, on_step=on_step
-    )
+    return plan if plan.kind is not None and _are_codes_due(index, plan, promise) else None
 
 
-def _is_due(index: Index, plan: SearchPlan, promise: Promise) -> bool:
+def _are_codes_due(index: Index, plan: SearchPlan, promise: Promise) -> bool:
     """Return whether the codes are missing, of another kind, or of too few of the rows."""
     text = index.read(lambda state: state.catalogue.settings().get(SETTING))
     if text is None:

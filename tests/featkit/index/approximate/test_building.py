@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from featkit.errors import EnvironmentProblem, InputError, Interrupted
-from featkit.index import Index
+from featkit.index import Index, index_types
 from featkit.index.approximate import building
 from featkit.index.approximate.building import LowRecall, compact
 from featkit.index.approximate.codes import FINE_GRAPH, KINDS, LISTS, Kind
@@ -60,6 +60,18 @@ def test_another_build_replaces_the_files_and_counts_new_items(index: Path) -> N
     assert new.name != old.name
     assert (new.num_items, new.until) == (2500 - 50, NUM_ITEMS + 500)
     assert files(index) == [f"{new.name}.faiss", f"{new.name}.ids", LOCK_FILE]
+
+
+def test_a_state_just_replaced_is_searched_exactly(
+    index: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Index.open(index, writable=True) as opened:
+        old = opened.read(lambda state: state.catalogue.settings())
+        opened.add([f"new{i}.jpg" for i in range(200)], clumped(200, seed=8))
+        compact(opened)
+    index_types._open.clear()
+    assert isinstance(index_types.searcher_for(index, old), ExactSearcher)
+    assert caplog.text == ""
 
 
 def test_a_reader_of_the_old_generation_goes_over_to_the_new_one(index: Path) -> None:
