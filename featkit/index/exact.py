@@ -46,6 +46,7 @@ class ArrayRows:
         assert vectors.dtype == np.float32
         self.vectors = vectors
         self.num_rows, self.width = vectors.shape
+        self.num_stored = self.num_rows
 
     def blocks(self, _num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
         yield 0, self.vectors
@@ -64,7 +65,8 @@ class ChosenRows:
 
     def __init__(self, rows: Rows, chosen: np.ndarray) -> None:
         self._rows, self.chosen = rows, chosen
-        self.num_rows, self.width = len(chosen), rows.width
+        self.num_rows = self.num_stored = len(chosen)
+        self.width = rows.width
 
     def blocks(self, _num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
         return self._rows.blocks_of(self.chosen)
@@ -97,14 +99,14 @@ def exact_search(
     if k < 1:
         raise ValueError(f"k is {k}; it must be at least 1")
     rows = ArrayRows(vectors) if isinstance(vectors, np.ndarray) else vectors
-    if (existing := rows.ids) is not None:
-        found = exact_search(queries, ExistingRows(rows, existing), k=k, allowed=allowed[existing])
-        return [Neighbors(existing[each.ids], each.scores) for each in found]
     num_allowed = int(np.count_nonzero(allowed))
-    if 0 < num_allowed <= FEW_SHARE * rows.num_rows:
+    if 0 < num_allowed <= FEW_SHARE * rows.num_stored:
         chosen = ChosenRows(rows, np.flatnonzero(allowed))
         found = exact_search(queries, chosen, k=k, allowed=np.ones(num_allowed, bool))
         return [Neighbors(chosen.chosen[each.ids], each.scores) for each in found]
+    if (existing := rows.ids) is not None:
+        found = exact_search(queries, ExistingRows(rows, existing), k=k, allowed=allowed[existing])
+        return [Neighbors(existing[each.ids], each.scores) for each in found]
     bits = np.packbits(allowed, bitorder="little")
     queries = np.ascontiguousarray(queries, np.float32)
     neighbors: list[Neighbors] = []

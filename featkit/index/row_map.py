@@ -70,7 +70,9 @@ class RowMap:
     """The row of each id. kept: the ids of the rows that the compaction kept, (n,) ascending."""
 
     def __init__(self, record: VectorsRecord = VectorsRecord(), kept: np.ndarray = NO_IDS) -> None:
-        self.record, self.kept = record, kept
+        # half the memory; ids beyond are for indexes of billions
+        is_small = record.until <= np.iinfo(np.int32).max
+        self.record, self.kept = record, kept.astype(np.int32) if is_small else kept
 
     @property
     def has_all(self) -> bool:
@@ -98,7 +100,7 @@ class RowMap:
         rows: np.ndarray = ids - (self.record.until - self.record.num_kept)
         is_early = ids < self.record.until
         early = ids[is_early]
-        places = np.searchsorted(self.kept, early)
+        places = np.searchsorted(self.kept, early.astype(self.kept.dtype))
         is_kept = np.zeros(len(early), bool)
         if len(self.kept):
             is_kept = self.kept[np.minimum(places, len(self.kept) - 1)] == early

@@ -29,7 +29,8 @@ class Neighbors(NamedTuple):
 class Rows(Protocol):
     """Rows of D float32 with ids below N, which are read in blocks or by id."""
 
-    num_rows: int
+    num_rows: int  # N
+    num_stored: int  # rows that exist
     width: int
 
     @property

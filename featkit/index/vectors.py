@@ -22,7 +22,6 @@ import threading
 import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -155,9 +154,13 @@ class FileRows:
         self._num_scans = self._num_taken = 0
         self._holding = threading.Lock()  # held by the scan that fills `_held`
 
-    @cached_property
+    @property
     def ids(self) -> np.ndarray | None:
-        """The id of each row, ascending; None if row i is the vector of item i."""
+        """The id of each row, ascending; None if row i is the vector of item i.
+
+        It is made each time: 8 bytes a row to keep for long is more than 2 ms of a million are
+        worth.
+        """
         return self.row_map.ids(self.num_rows)
 
     def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -276,7 +279,7 @@ class ChecksummedRows:
 
     def __init__(self, rows: FileRows) -> None:
         self._rows = rows
-        self.num_rows, self.width = rows.num_rows, rows.width
+        self.num_rows, self.num_stored, self.width = rows.num_rows, rows.num_stored, rows.width
         self._is_verified = rows.verified()  # None: rows may be read from the file each time
         self._taken: list[tuple[np.ndarray, np.ndarray]] = []  # ids and rows
 
