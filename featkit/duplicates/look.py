@@ -2,10 +2,15 @@
 
     (H, W) pixels of the larger view, (h, w) pixels of a template, N templates
 
-One image, scaled, turned and mirrored in a few ways, is a template that is moved over the other.
-The agreement is the largest normalized cross-correlation of any position (Lewis, "Fast Normalized
-Cross-Correlation", 1995), and of both directions. It ignores brightness and contrast, and the slow
-changes of a sky or a wall, which agree with any other.
+1. One image, scaled, turned and mirrored in a few ways, is a template that is moved over the other,
+   in both directions. The best position is that of the largest normalized cross-correlation (Lewis,
+   "Fast Normalized Cross-Correlation", 1995).
+2. From there, the two images are laid over each other exactly, by the affine map that maximizes
+   their correlation (refining.py). Copies then agree in all their details; other images with a
+   similar outline, a horizon or a worm on plain ground, do not.
+
+The agreement is the lower end of an interval of that correlation, so a small overlap has to agree
+more. It ignores brightness and contrast, of the whole and of each region.
 
 How many edited copies and how many strangers reach SAME is measured by bench_look.py.
 """
@@ -15,30 +20,38 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageFilter
 
-SIDE = 48  # longer side of the larger view
-TEMPLATE_SIDE = 96  # longer side of the image that templates are scaled from
+from featkit.duplicates.refining import local_contrast, refined_agreement
+
+LOOK_VERSION = 2  # of the results; raise it with any number below or in refining.py
+SIDE = 32  # longer side of the larger view
+TEMPLATE_SIDE = 96  # longer side of the image that templates are scaled from, and of the refinement
 DETAIL_RADIUS = 6  # pixels of that image: slower changes are taken off
-SCALES = tuple(0.92**step for step in range(12))  # 1 to 0.4
+SCALES = tuple(0.88**step for step in range(8))  # 1 to 0.41
 ANGLES = (0, -7, 7, -14, 14)  # degrees
-LEAST_SIDE = 10  # of a template: smaller ones agree with anything
+LEAST_SIDE = 7  # of a template: smaller ones agree with anything
 LEAST_DEVIATION = 2.0  # gray levels: less is noise of a plain surface
+PROMISING = 0.5  # correlation of a position from which the images are laid over each other exactly
 # From here on two images show the same if the model says so too, and else from here on.
-SAME, SURELY_SAME = 0.58, 0.75
+SAME, SURELY_SAME = 0.25, 0.35
 
 
 @dataclass(frozen=True)
 class Look:
-    """An image prepared for looks, without its slow changes.
+    """An image prepared for looks.
 
-    small: (H, W) float32; image: the same, larger; gray: the mean level before.
+    small: (H, W) float32 without slow changes; image: the same, larger; fine: its local contrast,
+    (h, w) float32; gray: the mean level before.
     """
 
     small: np.ndarray
     image: Image.Image
+    fine: np.ndarray
     gray: float
 
     @classmethod
@@ -49,11 +62,25 @@ class Look:
         pixels = np.asarray(image, np.float32)
         slow = np.asarray(image.filter(ImageFilter.GaussianBlur(DETAIL_RADIUS)), np.float32)
         detail = Image.fromarray(np.clip(pixels - slow + 128, 0, 255).astype(np.uint8))
-        return cls(np.asarray(_scaled(detail, SIDE), np.float32), detail, float(pixels.mean()))
+        small = np.asarray(_scaled(detail, SIDE), np.float32)
+        return cls(small, detail, local_contrast(pixels), float(pixels.mean()))
+
+
+class _Position(NamedTuple):
+    """A template in a view, with its correlation: the image turned by an angle, mirrored or not,
+    scaled to (h, w) and moved by (top, left)."""
+
+    correlation: float
+    angle: int
+    is_mirrored: bool
+    h: int
+    w: int
+    top: int
+    left: int
 
 
 def agreement(first: Look, second: Look, *, enough: float = 1.0) -> float:
-    """Return how much two images agree, from about 0 to 1.
+    """Return how much two images agree, from 0 to 1.
 
     The search ends at the first way to lay them over each other that reaches `enough`.
     """
@@ -61,58 +88,102 @@ def agreement(first: Look, second: Look, *, enough: float = 1.0) -> float:
     if any(plain):  # nothing to correlate: equal if both have the same gray
         is_same_gray = abs(first.gray - second.gray) < 4 * LEAST_DEVIATION
         return 1.0 if all(plain) and is_same_gray else 0.0
+    positions = [
+        (position, view, other)
+        for view, other in ((first, second), (second, first))
+        for position in _best_positions(view.small, other.image)
+        if position.correlation >= PROMISING
+    ]
     best = 0.0
-    for angle in ANGLES:
-        for larger, other in ((first, second), (second, first)):
-            best = max(best, _best_position(larger.small, other.image, angle))
-            if best >= enough:
-                return best
+    for position, view, other in sorted(positions, key=lambda each: -each[0].correlation):
+        warp = _warp(position, view, other)
+        best = max(best, refined_agreement(view.fine, other.fine, warp))
+        if best >= enough:
+            return best
     return best
 
 
-def _best_position(view: np.ndarray, image: Image.Image, angle: int) -> float:
-    """Return the largest correlation of any template of an image with any part of a view."""
+def _best_positions(view: np.ndarray, image: Image.Image) -> list[_Position]:
+    """Return, for each angle, where a template of an image that is turned by it has the largest
+    correlation with a part of a view."""
     H, W = view.shape
-    spectrum = np.fft.rfft2(view)
     sums, squares = _integral(view), _integral(view * view)
-    best = 0.0
-    for h, w, templates in _templates(image, angle, H, W):
-        padded = np.zeros((len(templates), H, W), np.float32)
-        padded[:, :h, :w] = templates
-        products = np.fft.irfft2(spectrum * np.conj(np.fft.rfft2(padded)), s=(H, W))
-        products = products[:, : H - h + 1, : W - w + 1]  # (N, H - h + 1, W - w + 1)
+    best = [_Position(0.0, angle, False, 0, 0, 0, 0) for angle in ANGLES]
+    for h, w, templates in _templates(image, H, W):
+        parts = sliding_window_view(view, (h, w)).reshape(-1, h * w)  # (positions, h * w)
+        products = parts @ templates.T  # (positions, N)
         mean = _windows(sums, h, w) / (h * w)
         variance = _windows(squares, h, w) / (h * w) - mean * mean
-        deviation = np.sqrt(np.maximum(variance, LEAST_DEVIATION**2))
-        best = max(best, float((products / (h * w * deviation)).max()))
+        deviation = np.sqrt(np.maximum(variance, LEAST_DEVIATION**2)).reshape(-1, 1)
+        correlations = (products / (h * w * deviation)).T.reshape(len(ANGLES), -1)
+        for number, highest in enumerate(correlations.argmax(axis=1).tolist()):
+            correlation = float(correlations[number, highest])
+            if correlation > best[number].correlation:
+                mirrored, place = divmod(highest, len(parts))
+                top, left = divmod(place, W - w + 1)
+                angle = ANGLES[number]
+                best[number] = _Position(correlation, angle, mirrored == 1, h, w, top, left)
     return best
 
 
-def _templates(
-    image: Image.Image, angle: int, H: int, W: int
-) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yield (h, w, templates (2, h, w)) of each scale: as it is and mirrored, with mean 0 and
-    deviation 1.
+def _templates(image: Image.Image, H: int, W: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yield (h, w, templates (N, h * w)) of each scale: for each angle as it is and mirrored, with
+    mean 0 and deviation 1, or 0 if there is no detail.
     """
-    turned = image if angle == 0 else _turned(image, angle)
-    fit = min(W / turned.width, H / turned.height)
+    turned = [image if angle == 0 else _turned(image, angle) for angle in ANGLES]
+    fit = min(W / image.width, H / image.height)
     for scale in SCALES:
-        w, h = round(turned.width * fit * scale), round(turned.height * fit * scale)
+        w, h = round(image.width * fit * scale), round(image.height * fit * scale)
         if min(h, w) < LEAST_SIDE:
             return
-        pixels = np.asarray(turned.resize((w, h), Image.Resampling.BOX), np.float32)
-        deviation = pixels.std()
-        if deviation >= LEAST_DEVIATION:
-            template = (pixels - pixels.mean()) / deviation
-            yield h, w, np.stack([template, template[:, ::-1]])
+        pixels = np.stack(
+            [np.asarray(each.resize((w, h), Image.Resampling.BOX), np.float32) for each in turned]
+        )
+        pixels -= pixels.mean(axis=(1, 2), keepdims=True)
+        deviation = pixels.std(axis=(1, 2), keepdims=True)
+        deviation[deviation < LEAST_DEVIATION] = np.inf
+        pixels /= deviation
+        yield h, w, np.stack([pixels, pixels[:, :, ::-1]], axis=1).reshape(-1, h * w)
 
 
 def _turned(image: Image.Image, angle: int) -> Image.Image:
     """Turn an image and cut off the corners that are empty then."""
+    left, top = _margins(image, angle)
     turned = image.rotate(angle, resample=Image.Resampling.BILINEAR)
-    margin = 0.16 * abs(angle) / 14
-    left, top = round(image.width * margin), round(image.height * margin)
     return turned.crop((left, top, image.width - left, image.height - top))
+
+
+def _margins(image: Image.Image, angle: int) -> tuple[int, int]:
+    """Return how much is cut off on the left and at the top, and on the other sides."""
+    margin = 0.16 * abs(angle) / 14
+    return round(image.width * margin), round(image.height * margin)
+
+
+def _warp(position: _Position, view: Look, other: Look) -> np.ndarray:
+    """Return the map (3, 3) from pixels (x, y, 1) of `view.fine` to those of `other.fine`."""
+    image = other.image
+    left, top = _margins(image, position.angle)
+    small_h, small_w = view.small.shape
+    fine_h, fine_w = view.fine.shape
+    warp = _scale(small_w / fine_w, small_h / fine_h)
+    warp = _shift(-position.left, -position.top) @ warp
+    if position.is_mirrored:
+        warp = _shift(position.w, 0) @ _scale(-1, 1) @ warp
+    inner_w, inner_h = image.width - 2 * left, image.height - 2 * top
+    warp = _shift(left, top) @ _scale(inner_w / position.w, inner_h / position.h) @ warp
+    cos, sin = np.cos(np.radians(position.angle)), np.sin(np.radians(position.angle))
+    turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])  # y points down
+    center = (image.width / 2, image.height / 2)
+    turned: np.ndarray = _shift(*center) @ turn @ _shift(-center[0], -center[1]) @ warp
+    return turned
+
+
+def _shift(x: float, y: float) -> np.ndarray:
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
+
+
+def _scale(x: float, y: float) -> np.ndarray:
+    return np.diag([x, y, 1.0])
 
 
 def _scaled(image: Image.Image, longer_side: int) -> Image.Image:

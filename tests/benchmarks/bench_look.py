@@ -1,7 +1,9 @@
 """The pixels' agreement of edited copies, and of strangers that look alike to the model.
 
-160 photographs: each with one edited copy of itself, as `featkit evaluate copies` makes them, and
-with the eight nearest other photographs by featkit-tiny, which is how many are looked at.
+300 photographs, each with one edited copy of itself, as `featkit evaluate copies` makes them, and
+with that copy squeezed to 84×84 pixels. Strangers: 600 photographs, each with the eight nearest of
+38,125 small images of things by featkit-tiny, which is how many are looked at. Ten photographs are
+among these in a small version (DUPLICATES, checked by eye).
 
 Run: python tests/benchmarks/bench_look.py [--quick]
 """
@@ -10,64 +12,104 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
+from PIL import Image
 
 from featkit.duplicates.finding import MAX_LOOKS
 from featkit.duplicates.look import SAME, SURELY_SAME, Look, agreement
 from featkit.embedder import Embedder
 from featkit.evaluate.edits import apply_edits, draw_compound, working_image
 from featkit.images import decode, thumbnail_jpeg
+from featkit.index.exact import exact_search
+from featkit.sources import open_source
 from tests.benchmarks.photos import data_folder
 from tests.benchmarks.record import is_quick, write_result
 
-NUM_PHOTOS = 160
+SMALL_SIDE, SMALL_QUALITY = 84, 75
+EMBEDDED_AT_ONCE = 256
+DUPLICATES = frozenset(
+    (
+        "n01532829_house_finch.jpg",
+        "n01644900_tailed_frog.jpg",
+        "n01910747_jellyfish.jpg",
+        "n02788148_bannister.jpg",
+        "n03026506_Christmas_stocking.jpg",
+        "n03424325_gasmask.jpg",
+        "n03447721_gong.jpg",
+        "n04243546_slot.jpg",
+        "n04265275_space_heater.jpg",
+        "n04328186_stopwatch.jpg",
+    )
+)
+
+
+def things(most: int | None) -> list[bytes]:
+    """Return the files of the small images, or the first of them."""
+    source = open_source(str(data_folder() / "things" / "train-*.parquet"))
+    return [source.read(number) for number in range(len(source) if most is None else most)]
+
+
+def agreements(pairs: Sequence[tuple[bytes, bytes]]) -> tuple[np.ndarray, float]:
+    """Return the agreement of pairs of thumbnails, and the milliseconds that each took."""
+    started = time.perf_counter()
+    values = np.array([agreement(Look.of(first), Look.of(second)) for first, second in pairs])
+    return values, 1000 * (time.perf_counter() - started) / max(1, len(pairs))
 
 
 def main() -> None:
     """Measure and record."""
-    paths = sorted((data_folder() / "photos").iterdir())[-(8 if is_quick() else NUM_PHOTOS) :]
+    paths = sorted((data_folder() / "photos").iterdir())[: 16 if is_quick() else None]
     photos = [
         working_image(decode(path.read_bytes(), name=path.name, shorter_side=256).pixels)
         for path in paths
     ]
-    vectors = Embedder(threads=1).embed([np.asarray(photo) for photo in photos])
-    scores = vectors @ vectors.T
-    np.fill_diagonal(scores, -1)
-    looks = [Look.of(thumbnail_jpeg(np.asarray(photo))) for photo in photos]
-    copies = [
-        Look.of(
-            thumbnail_jpeg(
-                np.asarray(apply_edits(photo, draw_compound(seed=0, key=path.name, number=0)))
-            )
-        )
-        for path, photo in zip(paths, photos, strict=True)
-    ]
-    started = time.perf_counter()
-    of_copies = np.array([agreement(*pair) for pair in zip(looks, copies, strict=True)])
-    seconds = time.perf_counter() - started
-    nearest = np.argsort(-scores, axis=1)[:, :MAX_LOOKS]
-    of_strangers = np.array(
+    jpegs = [thumbnail_jpeg(np.asarray(photo)) for photo in photos]
+    copies, small = [], []
+    for path, photo, jpeg in [*zip(paths, photos, jpegs, strict=True)][::2]:
+        copy = apply_edits(photo, draw_compound(seed=0, key=path.name, number=0)).convert("RGB")
+        squeezed = copy.resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BICUBIC)
+        copies.append((jpeg, thumbnail_jpeg(np.asarray(copy))))
+        small.append((jpeg, thumbnail_jpeg(np.asarray(squeezed), quality=SMALL_QUALITY)))
+    embedder = Embedder()
+    queries = embedder.embed([np.asarray(photo) for photo in photos])
+    files = things(500 if is_quick() else None)
+    vectors = np.concatenate(
         [
-            [agreement(look, looks[other]) for other in others]
-            for look, others in zip(looks, nearest, strict=True)
+            embedder.embed(files[start : start + EMBEDDED_AT_ONCE])
+            for start in range(0, len(files), EMBEDDED_AT_ONCE)
         ]
     )
-    figures = {
-        "photographs": len(photos),
-        **{
-            f"share of {whose} that reach {bound}": round(float((values >= bound).mean()), 4)
-            for bound in (SAME, SURELY_SAME)
-            for whose, values in (("copies", of_copies), ("near strangers", of_strangers))
-        },
-        "median agreement of copies": round(float(np.median(of_copies)), 3),
-        "median agreement of strangers": round(float(np.median(of_strangers)), 3),
-        "ms of a look": round(1000 * seconds / len(photos), 1),
-    }
-    write_result("look", figures)
+    nearest = exact_search(queries, vectors, k=MAX_LOOKS, allowed=np.ones(len(vectors), bool))
+    strangers = [
+        (jpeg, thumbnail_jpeg(decode(files[i], name=str(i)).pixels))
+        for jpeg, each in zip(jpegs, nearest, strict=True)
+        for i in each.ids.tolist()
+    ]
+    of_copies, _ = agreements(copies)
+    of_small, _ = agreements(small)
+    of_strangers, ms = agreements(strangers)
+    best = of_strangers.reshape(len(photos), MAX_LOOKS).max(axis=1)
+    is_duplicate = np.array([path.name in DUPLICATES for path in paths])
+    figures: dict[str, object] = {"photographs": len(photos), "things": len(files)}
+    for bound in (SAME, SURELY_SAME):
+        figures |= {
+            f"share of copies that reach {bound}": round(float(np.mean(of_copies >= bound)), 4),
+            f"share of squeezed copies that reach {bound}": round(
+                float(np.mean(of_small >= bound)), 4
+            ),
+            f"duplicates of {is_duplicate.sum()} that reach {bound}": int(
+                np.count_nonzero(best[is_duplicate] >= bound)
+            ),
+            f"other photographs with a stranger that reaches {bound}": int(
+                np.count_nonzero(best[~is_duplicate] >= bound)
+            ),
+        }
+    write_result("look", {**figures, "ms of a look at strangers": round(ms, 1)})
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from itertools import combinations
+from math import comb
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from featkit.duplicates.look import SAME, Look, _best_position, agreement
+from featkit.duplicates.look import SAME, SURELY_SAME, Look, _best_positions, agreement
 from featkit.evaluate.edits import SINGLE_EDITS, apply_edits, draw_single
 from tests.featkit.duplicates.conftest import copy_of, scene
 
@@ -73,9 +75,9 @@ def test_the_correlation_equals_a_plain_loop() -> None:
     view = np.random.default_rng(0).uniform(0, 255, (20, 24)).astype(np.float32)
     image = Image.fromarray(view[4:18, 6:20].astype(np.uint8))
     best = 0.0
-    for scale in [0.92**step for step in range(12)]:
+    for scale in [0.88**step for step in range(8)]:
         w = h = round(14 * min(24 / 14, 20 / 14) * scale)
-        if w < 10:
+        if w < 7:
             break
         pixels = np.asarray(image.resize((w, h), Image.Resampling.BOX), np.float64)
         for template in (pixels, pixels[:, ::-1]):
@@ -83,4 +85,26 @@ def test_the_correlation_equals_a_plain_loop() -> None:
                 for left in range(24 - w + 1):
                     window = view[top : top + h, left : left + w].astype(np.float64)
                     best = max(best, np.corrcoef(window.ravel(), template.ravel())[0, 1])
-    assert _best_position(view, image, 0) == pytest.approx(best, abs=1e-4)
+    assert _best_positions(view, image)[0].correlation == pytest.approx(best, abs=1e-4)
+
+
+def shape_on_plain_ground(seed: int) -> Image.Image:
+    """Draw one thick curve (Bezier's, of degree 4), different for each seed, on a plain ground."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", (256, 192), tuple(int(v) for v in rng.integers(120, 230, 3)))
+    points = rng.uniform((20, 20), (236, 172), (5, 2))
+    t = np.linspace(0, 1, 40)[:, None]
+    curve = sum(comb(4, i) * t**i * (1 - t) ** (4 - i) * points[i] for i in range(5))
+    line = [(float(x), float(y)) for x, y in np.asarray(curve)]
+    ImageDraw.Draw(image).line(line, fill=(40, 60, 30), width=14, joint="curve")
+    return image
+
+
+def test_other_shapes_on_plain_ground_are_strangers() -> None:
+    looks = [look(shape_on_plain_ground(seed)) for seed in range(8)]
+    agreed = [agreement(first, second) for first, second in combinations(looks, 2)]
+    assert max(agreed) < SURELY_SAME
+    assert np.mean(np.array(agreed) < SAME) >= 0.85
+    for seed in range(8):
+        smaller = shape_on_plain_ground(seed).resize((160, 120))
+        assert agreement(look(smaller), looks[seed]) >= SURELY_SAME, seed
