@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from cyclopts import Parameter
 
@@ -36,6 +38,7 @@ def duplicates(
     against: Path | None = None,
     protect: Keys = None,
     distinct: Keys = None,
+    exact: Annotated[bool, Parameter(negative="")] = False,
     csv_: Annotated[Path | None, Parameter(name="--csv")] = None,
     quiet: Quiet = False,
     json_: AsJson = False,
@@ -46,6 +49,8 @@ def duplicates(
     There are three levels. same: the same bytes. near: the same content in another size, crop,
     color or compression, found by the model and seen in the pixels. similar: as near as copies by
     the model, but the pixels differ. In a group, every two images are duplicates of each other.
+
+    If the command is stopped, even killed, run it again to continue.
 
     Example: featkit duplicates photos.index --level near --csv duplicates.csv
 
@@ -62,11 +67,14 @@ def duplicates(
         Folders whose images are kept before others. Can be repeated.
     distinct
         Keys of images that are not duplicates of each other. This is remembered in the index.
+    exact
+        Compare all vectors, even if INDEX has codes from `featkit compact` that save much time.
     csv_
         Also write all groups to this file: group, level, score, keep, reason, key.
     """
     need_extra("cpu", "faiss", "onnxruntime")
-    from featkit.duplicates import Level
+    from featkit.duplicates import Level, finding_pairs
+    from featkit.duplicates.calibration import for_both
     from featkit.duplicates.decisions import mark_distinct
     from featkit.index import Index
 
@@ -75,51 +83,80 @@ def duplicates(
             count = mark_distinct(opened, distinct)
             stdout().print(f"{counted(count, 'pair')} will not be listed any more.")
             return
-        calibration = _calibration(opened, quiet=quiet or json_)
-        most = Level[level.upper()]
-        if against is not None:
-            with Index.open(against) as other:
-                pairs = _pairs(opened, calibration, where, most, other, quiet=quiet or json_)
+        is_silent = quiet or json_
+        calibration = _calibration(opened, quiet=is_silent)
+        with ExitStack() as stack:
+            other = None if against is None else stack.enter_context(Index.open(against))
+            if other is not None:
+                calibration = for_both(calibration, _calibration(other, quiet=is_silent))
+            shown = stack.enter_context(_Shown(quiet=is_silent))
+            # what was found is kept until it is printed
+            pairs = stack.enter_context(
+                finding_pairs(
+                    opened,
+                    calibration,
+                    where=where,
+                    most=Level[level.upper()],
+                    against=other,
+                    exact=exact,
+                    on_step=shown.step,
+                    on_progress=shown.progress,
+                )
+            )
+            shown.end()
+            if other is not None:
                 _print_pairs(opened, other, pairs, json_=json_, file=csv_)
-            return
-        pairs = _pairs(opened, calibration, where, most, None, quiet=quiet or json_)
-        groups = _groups(opened, pairs, protect or ())
-    if csv_ is not None:
-        write_text(csv_, _csv(GROUP_COLUMNS, _group_rows(groups)))
-    if json_:
-        print_json({"groups": [_in_json(group) for group in groups]})
-    else:
-        _print_groups(groups, csv_)
+                return
+            groups = _groups(opened, pairs, protect or ())
+            if csv_ is not None:
+                write_text(csv_, _csv(GROUP_COLUMNS, _group_rows(groups)))
+            if json_:
+                print_json({"groups": [_in_json(group) for group in groups]})
+            else:
+                _print_groups(groups, csv_)
+
+
+class _Shown:
+    """Shows the steps of a comparison, each with its progress."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._unit = ""
+        self._stack = ExitStack()
+        self._reporter: ProgressReporter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.end()
+
+    def step(self, text: str) -> None:
+        """Print a line."""
+        if not self._quiet:
+            print(f"{text}.", file=sys.stderr, flush=True)
+
+    def progress(self, unit: str, done: int, total: int) -> None:
+        """Show how many of all are done, in a bar for each unit."""
+        if self._reporter is None or unit != self._unit:
+            self.end()
+            self._unit = unit
+            label = "comparing" if unit == "images" else "looking at"
+            self._reporter = self._stack.enter_context(
+                ProgressReporter(label, total=total, unit=unit, quiet=self._quiet)
+            )
+        self._reporter(done)
+
+    def end(self) -> None:
+        """Remove the bar."""
+        self._stack.close()
+        self._reporter = None
 
 
 def _calibration(index: Index, *, quiet: bool) -> Calibration:
     from featkit.duplicates.calibration import stored_calibration
 
     return stored_calibration(index) or measure(index, quiet=quiet)
-
-
-def _pairs(
-    index: Index,
-    calibration: Calibration,
-    where: str | None,
-    most: Any,
-    against: Index | None,
-    *,
-    quiet: bool,
-) -> list[Pair]:
-    from featkit.duplicates import find_pairs
-
-    with ProgressReporter("comparing", total=index.count(where), quiet=quiet) as progress:
-        return [
-            *find_pairs(
-                index,
-                calibration,
-                where=where,
-                most=most,
-                against=against,
-                on_progress=progress,
-            )
-        ]
 
 
 def _groups(index: Index, pairs: Sequence[Pair], protect: Sequence[str]) -> list[Group]:

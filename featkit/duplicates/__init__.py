@@ -1,15 +1,26 @@
 """Duplicates in an index: the same bytes, near copies, and similar images.
 
-calibration.py measures which scores edited copies have with this index's model and images, look.py
-compares the pixels of two thumbnails, finding.py finds the pairs, grouping.py the groups, and
-decisions.py what a user said of them.
+calibration.py measures which scores edited copies have with this index's model and images.
+finding.py finds the pairs: candidates.py by their vectors (nearest.py), judging.py by the pixels
+(look.py, refining.py), and work.py keeps what was done. grouping.py makes groups of the pairs, and
+decisions.py remembers what a user said of them.
 """
 
 from __future__ import annotations
 
 from featkit.duplicates.calibration import calibrate
-from featkit.duplicates.finding import Level, Pair, find_pairs
+from featkit.duplicates.finding import find_pairs, finding_pairs
 from featkit.duplicates.grouping import Group, group_pairs
+from featkit.duplicates.judging import Level, Pair
 from featkit.index.meaning import Calibration
 
-__all__ = ["Calibration", "Group", "Level", "Pair", "calibrate", "find_pairs", "group_pairs"]
+__all__ = [
+    "Calibration",
+    "Group",
+    "Level",
+    "Pair",
+    "calibrate",
+    "find_pairs",
+    "finding_pairs",
+    "group_pairs",
+]

@@ -8,6 +8,7 @@ image of the index are those of strangers, except where a second look shows the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -91,6 +92,20 @@ def calibrate(
     )
     index.publish(index_id, {CALIBRATION: calibration.to_json()})
     return calibration
+
+
+def for_both(first: Calibration, second: Calibration) -> Calibration:
+    """Return which scores mean a copy if items of one index are compared with those of another.
+
+    The more images there are, the nearer is the nearest stranger; so the larger score counts.
+    """
+    return replace(
+        first,
+        candidate=min(first.candidate, second.candidate),
+        copy=max(first.copy, second.copy),
+        similar=max(first.similar, second.similar),
+        copies_found=min(first.copies_found, second.copies_found),
+    )
 
 
 def _with_thumbnails(index: Index, items: list[Item], most: int) -> list[tuple[Item, bytes]]:

@@ -1,53 +1,79 @@
-"""Find the pairs of images that are the same, near copies, or similar."""
+"""Find the pairs of images that are the same, near copies, or similar.
+
+1. Images with the same bytes are known by their digests; one of them stands for all from here on.
+2. The vectors give candidates: exactly, or by the codes of the index if that saves much time
+   (nearest.py, candidates.py).
+3. Each candidate is looked at (judging.py).
+
+Memory is bounded whatever the size of the index, and a stopped comparison continues (work.py).
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import IntEnum
-from functools import partial
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from featkit.duplicates.look import SAME, SURELY_SAME, Look, agreement
-from featkit.errors import InputError
-from featkit.index import Index, IndexState
+from featkit.duplicates.candidates import Comparison, OnProgress, OnStep, candidate_pairs
+from featkit.duplicates.judging import Judge, Level, Pair
+from featkit.duplicates.look import LOOK_VERSION
+from featkit.duplicates.nearest import Bounds, Side
+from featkit.duplicates.work import Work
+from featkit.errors import InputError, Interrupted
+from featkit.index import Index
 from featkit.index.meaning import Calibration
+from featkit.index.state import CommittedVectors, IndexState
+from featkit.index.vectors import FileRows
 
-QUERIES_AT_ONCE = 256
-FIRST_HITS = 16
-MAX_HITS = 4096  # of one image; more copies than these are found through each other
 # Images that score less than strangers do are looked at if they are among the first.
 MAX_LOOKS = 8
-LOOKS_KEPT = 4096  # at 10 kB each
-
-
-class Level(IntEnum):
-    """How much two images have in common; a larger value is less."""
-
-    SAME = 1  # the same bytes
-    NEAR = 2  # the same content, seen by model and pixels: another size, crop, color, compression
-    SIMILAR = 3  # as near as copies by the model, but the pixels do not show the same
-
-    @property
-    def word(self) -> str:
-        """The name for people."""
-        return {1: "same", 2: "near", 3: "similar"}[self.value]
+# Of one image, copies beyond these are found through each other; the fewer, the larger the index.
+FEWEST_KEPT, MOST_KEPT, KEPT_IN_ALL = 16, 256, 16_000_000
+HELD_BYTES = 64 * 2**20  # vectors of small indexes, kept in memory
+VERSION = 1  # of the work file
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two items by id, the first one smaller unless they are of two indexes.
+class _Snapshot:
+    """The vectors of an index at one time, and the items that are compared."""
 
-    score: cosine similarity. agreement: of the pixels, as in look.py; None if it was not needed.
-    """
+    index: Index
+    vectors: CommittedVectors
+    side: Side
+    digest_ids: np.ndarray  # (n,) int64, ascending
+    digests: np.ndarray  # (n,) bytes
 
-    first: int
-    second: int
-    level: Level
-    score: float
-    agreement: float | None = None
+    @classmethod
+    def of(cls, index: Index, where: str | None) -> _Snapshot:
+        """Take one of an open index."""
+
+        def take(state: IndexState) -> _Snapshot:
+            held = state.vectors.rows
+            rows = FileRows(held.file, held.num_rows, row_map=held.row_map, most_held=HELD_BYTES)
+            ids = state.ids(where)
+            kind = np.dtype([("id", np.int64), ("digest", "S16")])
+            table = np.fromiter(state.catalogue.item_digests(), kind)
+            table = table[np.isin(table["id"], ids)]
+            table = table[np.argsort(table["id"])]
+            return cls(index, state.vectors, Side(rows, ids), table["id"], table["digest"])
+
+        return index.read(take)
+
+    def without(self, ids: np.ndarray) -> _Snapshot:
+        """Return the snapshot without some of the items to compare."""
+        side = Side(self.side.rows, np.setdiff1d(self.side.ids, ids))
+        return _Snapshot(self.index, self.vectors, side, self.digest_ids, self.digests)
+
+    def content(self) -> list[object]:
+        """Return what identifies the index and the items to compare."""
+        ids = self.side.ids
+        some = self.side.rows.take(ids[:: max(1, len(ids) // 100)])
+        return [self.vectors.key.index_id, zlib.crc32(ids.tobytes()), zlib.crc32(some.tobytes())]
 
 
 def find_pairs(
@@ -57,15 +83,43 @@ def find_pairs(
     where: str | None = None,
     most: Level = Level.NEAR,
     against: Index | None = None,
-    on_progress: Callable[[int, int], None] = lambda _done, _failed: None,
-) -> Iterator[Pair]:
-    """Yield the pairs of an index's items up to a level, or of its items with those of another.
+    exact: bool = False,
+) -> list[Pair]:
+    """Return the pairs of an index's items up to a level, or of its items with those of another.
 
-    where: only items of `index` that match a filter. on_progress: called with the number of items
-    compared so far. InputError if `against` is of another model; FilterError for a wrong filter.
+    Arguments and errors are those of `finding_pairs`.
+    """
+    with finding_pairs(
+        index, calibration, where=where, most=most, against=against, exact=exact
+    ) as pairs:
+        return pairs
 
-    Memory holds a few hundred vectors and thumbnails; one committed state of each index is read at
-    a time, so items that are removed meanwhile may be in the result.
+
+@contextmanager
+def finding_pairs(
+    index: Index,
+    calibration: Calibration,
+    *,
+    where: str | None = None,
+    most: Level = Level.NEAR,
+    against: Index | None = None,
+    exact: bool = False,
+    on_step: OnStep = lambda _step: None,
+    on_progress: OnProgress = lambda _what, _done, _total: None,
+) -> Iterator[list[Pair]]:
+    """Find the pairs of an index's items up to a level, or of its items with those of another.
+
+    The block gets the pairs, by first and second item. Of items with the same bytes, the first is
+    paired with each other one, and the others are in no further pair, unless two indexes are
+    compared. What was found is kept until the block ends without an error.
+
+    where: only items of `index` that match a filter. exact: compare all vectors, even if the index
+    has codes that take less time. on_step: called with what is done, in words. on_progress: called
+    with the unit of what is counted, the count, and the total.
+
+    InputError if `against` is of another model, or if an index is replaced meanwhile; FilterError
+    for a wrong filter; Interrupted on Ctrl-C. The indexes may be written meanwhile: items that are
+    added are not compared, and items that are removed are not in the result.
     """
     other = index if against is None else against  # an empty index is falsy
     if other.fingerprint != index.fingerprint or other.run != index.run:
@@ -73,104 +127,144 @@ def find_pairs(
             f"{other.path} has vectors of {other.model_name} by {other.run}, but {index.path} of"
             f" {index.model_name} by {index.run}; compare indexes of one model."
         )
-    ids = index.read(lambda state: state.ids(where))
-    allowed = None if against is not None else set(ids.tolist())
-    seen: set[tuple[int, int]] = set()
-    began = index.id, other.id
-    digests = _digests(index), _digests(other)
-    looks = _Looks(index), _Looks(other)
-    for start in range(0, len(ids), QUERIES_AT_ONCE):
-        part = ids[start : start + QUERIES_AT_ONCE]
-        for first, hits in zip(part.tolist(), _near(index, other, part, calibration), strict=True):
-            for second, score in hits:
-                if allowed is not None:
-                    # Approximate search may find a pair from one side only.
-                    pair_ids = (min(first, second), max(first, second))
-                    if second == first or second not in allowed or pair_ids in seen:
-                        continue
-                    seen.add(pair_ids)
-                    pair = _judged(*pair_ids, score, digests, looks, calibration, most)
-                else:
-                    pair = _judged(first, second, score, digests, looks, calibration, most)
-                if pair is not None and pair.level <= most:
-                    yield pair
-        if (index.id, other.id) != began:
-            raise InputError(f"{index.path} was replaced by another index; run the command again.")
-        on_progress(start + len(part), 0)
-
-
-def _near(
-    index: Index, other: Index, ids: np.ndarray, calibration: Calibration
-) -> list[list[tuple[int, float]]]:
-    """Return the items of `other` that may be copies of each item of `index`: those that score
-    more than strangers, and the first that score as little as a much edited copy may."""
-    vectors = index.read(lambda state: state.vectors_of(ids))
-    k, results = FIRST_HITS, {}
-    open_rows = list(range(len(ids)))
-    while open_rows:
-        found = other.read(partial(IndexState.nearest, queries=vectors[open_rows], k=k))
-        for row, each in zip(open_rows, found, strict=True):
-            near = each.scores >= calibration.candidate
-            near[MAX_LOOKS:] &= each.scores[MAX_LOOKS:] >= calibration.copy
-            results[row] = list(
-                zip(each.ids[near].tolist(), each.scores[near].tolist(), strict=True)
+    own = _Snapshot.of(index, where)
+    theirs = None if against is None else _Snapshot.of(against, None)
+    pairs = _same_bytes(own) if theirs is None else _same_bytes_in_both(own, theirs)
+    if most < Level.NEAR:
+        yield pairs
+        return
+    if theirs is None:
+        own = own.without(np.array([pair.second for pair in pairs], np.int64))
+    comparison = Comparison(
+        side=own.side,
+        other=None if theirs is None else theirs.side,
+        searched=(theirs or own).vectors,
+        is_filtered=where is not None and theirs is None,
+        bounds=_bounds(calibration, len(own.side)),
+    )
+    judge = Judge(index, other, calibration, most)
+    work = Work(index.path, _name(own, theirs, calibration, most, exact), on_problem=on_step)
+    try:
+        first, second = candidate_pairs(
+            comparison, exact=exact, work=work, on_step=on_step, on_progress=on_progress
+        )
+        pairs = pairs + _judged(
+            judge, first, second, {(pair.first, pair.second) for pair in pairs}, work, on_progress
+        )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "Stopped by Ctrl-C; the same command continues, unless the index changes."
+        ) from None
+    for snapshot in filter(None, (own, theirs)):
+        if snapshot.index.id != snapshot.vectors.key.index_id:
+            raise InputError(
+                f"{snapshot.index.path} was replaced by another index; run the command again."
             )
-        open_rows = [row for row in open_rows if len(results[row]) == k and k < MAX_HITS]
-        k *= 4
-    return [results[row] for row in range(len(ids))]
+    yield sorted(pairs)
+    work.remove()
+
+
+def _bounds(calibration: Calibration, count: int) -> Bounds:
+    most = min(MOST_KEPT, max(FEWEST_KEPT, KEPT_IN_ALL // max(1, count)))
+    return Bounds(calibration.candidate, calibration.copy, few=MAX_LOOKS, most=most)
+
+
+def _name(
+    own: _Snapshot,
+    theirs: _Snapshot | None,
+    calibration: Calibration,
+    most: Level,
+    exact: bool,
+) -> str:
+    """Return what distinguishes this comparison from others, as 16 hexadecimal digits."""
+    content = own.content() + ([] if theirs is None else theirs.content())
+    text = json.dumps([VERSION, LOOK_VERSION, content, asdict(calibration), most, exact])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _judged(
-    first: int,
-    second: int,
-    score: float,
-    digests: tuple[dict[int, bytes], dict[int, bytes]],
-    looks: tuple[_Looks, _Looks],
-    calibration: Calibration,
-    most: Level,
-) -> Pair | None:
-    """Return the pair with its level, or None if the images have too little in common."""
-    digest = digests[0].get(first)
-    if digest is not None and digest == digests[1].get(second):
-        return Pair(first, second, Level.SAME, score)
-    if most < Level.NEAR:
-        return None
-    views = looks[0].get(first), looks[1].get(second)
-    agreed = None
-    if views[0] is not None and views[1] is not None:
-        enough = SAME if score >= calibration.copy else SURELY_SAME
-        agreed = agreement(views[0], views[1], enough=enough)
-        if agreed >= enough:
-            return Pair(first, second, Level.NEAR, score, round(agreed, 3))
-    if score >= calibration.copy:
-        return Pair(first, second, Level.SIMILAR, score, agreed and round(agreed, 3))
-    return None
+    judge: Judge,
+    first: np.ndarray,
+    second: np.ndarray,
+    known: set[tuple[int, int]],
+    work: Work,
+    on_progress: OnProgress,
+) -> list[Pair]:
+    """Judge all candidates but those that are known, from where the work was stopped."""
+    saved = work.read()
+    start, found = (int(saved["judged"]), saved["found"]) if "judged" in saved else (0, None)
+    pairs = [] if found is None else _from_array(found)
 
-
-def _digests(index: Index) -> dict[int, bytes]:
-    """Return the digests of bytes that `featkit sync` recorded, by the ids of items."""
-    return index.read(
-        lambda state: {
-            file.item: file.digest
-            for file in state.catalogue.known_files().values()
-            if file.item is not None and file.digest is not None
+    def state() -> dict[str, np.ndarray]:
+        return {
+            "first": first,
+            "second": second,
+            "judged": np.array(start + done),
+            "found": _to_array(pairs),
         }
-    )
+
+    done = 0
+    for done, judged in judge.judge(first[start:], second[start:]):
+        pairs += (pair for pair in judged if (pair.first, pair.second) not in known)
+        on_progress("pairs", start + done, len(first))
+        work.save_if_due(state)
+    work.save_if_long(state)
+    return pairs
 
 
-class _Looks:
-    """Thumbnails of an index, prepared; the last few thousand are kept."""
+PAIR_FIELDS = np.dtype(
+    [
+        ("first", np.int64),
+        ("second", np.int64),
+        ("level", np.int64),
+        ("score", np.float64),
+        ("agreement", np.float64),  # NaN for None
+    ]
+)
 
-    def __init__(self, index: Index) -> None:
-        self._index = index
-        self._kept: OrderedDict[int, Look | None] = OrderedDict()
 
-    def get(self, item_id: int) -> Look | None:
-        """Return the look of an item; None if it has no thumbnail or was removed."""
-        if item_id not in self._kept:
-            jpeg = self._index.read(lambda state: state.catalogue.thumbnail(item_id))
-            self._kept[item_id] = Look.of(jpeg) if jpeg else None
-            if len(self._kept) > LOOKS_KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(item_id)
-        return self._kept[item_id]
+def _to_array(pairs: Sequence[Pair]) -> np.ndarray:
+    rows = [
+        (*row[:4], np.nan if row[4] is None else row[4])
+        for row in ((p.first, p.second, p.level, p.score, p.agreement) for p in pairs)
+    ]
+    return np.array(rows, PAIR_FIELDS)
+
+
+def _from_array(rows: np.ndarray) -> list[Pair]:
+    return [
+        Pair(first, second, Level(level), score, None if np.isnan(agreed) else agreed)
+        for first, second, level, score, agreed in rows.tolist()
+    ]
+
+
+# The same bytes -----------------------------------------------------------------------------------
+
+
+def _same_bytes(own: _Snapshot) -> list[Pair]:
+    """Pair the first item with each digest with the others that have it."""
+    order = np.lexsort((own.digest_ids, own.digests))
+    ids, digests = own.digest_ids[order], own.digests[order]
+    if len(ids) == 0:
+        return []
+    is_first = np.concatenate([[True], digests[1:] != digests[:-1]])
+    firsts = ids[np.maximum.accumulate(np.where(is_first, np.arange(len(ids)), 0))]
+    return [
+        Pair(first, second, Level.SAME, 1.0)
+        for first, second in zip(firsts[~is_first].tolist(), ids[~is_first].tolist(), strict=True)
+    ]
+
+
+def _same_bytes_in_both(own: _Snapshot, theirs: _Snapshot) -> list[Pair]:
+    """Pair each item with the first few of the other index that have the same digest."""
+    by_digest: dict[bytes, list[int]] = {}
+    shared = np.isin(theirs.digests, own.digests)
+    for item, digest in zip(
+        theirs.digest_ids[shared].tolist(), theirs.digests[shared].tolist(), strict=True
+    ):
+        by_digest.setdefault(digest, []).append(item)
+    return [
+        Pair(first, second, Level.SAME, 1.0)
+        for first, digest in zip(own.digest_ids.tolist(), own.digests.tolist(), strict=True)
+        for second in by_digest.get(digest, ())[:FEWEST_KEPT]
+    ]

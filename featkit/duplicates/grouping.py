@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from featkit.duplicates.finding import Level, Pair
+from featkit.duplicates.judging import Level, Pair
 from featkit.index import Item
 
 
@@ -31,22 +31,44 @@ def group_pairs(
     distinct: frozenset[frozenset[str]] = frozenset(),
     protected: Sequence[str] = (),
 ) -> list[Group]:
-    """Return groups in which every pair is among `pairs`, the largest first.
+    """Return groups in which every pair is among `pairs`, those of the same bytes first.
 
-    An image is in one group at most. 200 frames that are each like the next are not one group: a
-    group grows by an image only if that is a duplicate of all that are in it.
+    Of images with the same bytes, one that is paired with each other stands for all. An image is
+    in one group at most. 200 frames that are each like the next are not one group: a group grows by
+    an image only if that is a duplicate of all that are in it.
 
-    distinct: pairs of keys that a user said are not duplicates. protected: folders whose images
-    are kept before all others.
+    distinct: pairs of keys that a user said are not duplicates; images with the same bytes as one
+    of the two are not duplicates of the other either. protected: folders whose images are kept
+    before all others.
     """
+    pairs = [pair for pair in pairs if pair.first in items and pair.second in items]
+    standing = _standing([pair for pair in pairs if pair.level == Level.SAME])
+    ids = {item.key: item_id for item_id, item in items.items()}
+    apart: set[frozenset[int]] = set()
+    left_out: set[int] = set()
+    for keys in distinct:
+        named = sorted(ids[key] for key in keys if key in ids)
+        apart.add(frozenset(standing.get(each, each) for each in named))
+        if len(named) == 2 and len({standing.get(each, each) for each in named}) == 1:
+            left_out.add(named[1])  # the same bytes, but to be kept as well
     near: dict[int, dict[int, Pair]] = defaultdict(dict)
     for pair in pairs:
-        known = pair.first in items and pair.second in items
-        if known and frozenset((items[pair.first].key, items[pair.second].key)) not in distinct:
-            near[pair.first][pair.second] = near[pair.second][pair.first] = pair
+        first = standing.get(pair.first, pair.first)
+        second = standing.get(pair.second, pair.second)
+        if first != second and frozenset((first, second)) not in apart:
+            near[first][second] = near[second][first] = pair
+    copies: dict[int, list[int]] = defaultdict(list)
+    for item_id, first in standing.items():
+        if item_id not in left_out:
+            copies[first].append(item_id)
+            near[first]  # even if nothing else is near
     # The nearest first, so that copies of one image come together before looser ones.
     strength = {
-        item: (min(pair.level for pair in others.values()), -len(others), item)
+        item: (
+            Level.SAME if copies[item] else min(pair.level for pair in others.values()),
+            -len(others),
+            item,
+        )
         for item, others in near.items()
     }
     groups: list[Group] = []
@@ -61,26 +83,44 @@ def group_pairs(
         for _, _, other in candidates:
             if all(other in near[member] for member in members):
                 members.append(other)
-        if len(members) > 1:
+        if len(members) > 1 or copies[seed]:
             free -= {*members}
-            groups.append(_group(members, near, items, protected))
+            groups.append(_group(members, near, copies, items, protected))
     return sorted(groups, key=lambda group: (group.level, -len(group.items), group.items[0].key))
 
 
 def _group(
     members: Sequence[int],
     near: Mapping[int, Mapping[int, Pair]],
+    copies: Mapping[int, Sequence[int]],
     items: Mapping[int, Item],
     protected: Sequence[str],
 ) -> Group:
     pairs = [near[first][second] for i, first in enumerate(members) for second in members[i + 1 :]]
-    ordered = sorted((items[member] for member in members), key=lambda item: _rank(item, protected))
+    everyone = [each for member in members for each in (member, *copies[member])]
+    ordered = sorted((items[each] for each in everyone), key=lambda item: _rank(item, protected))
     return Group(
-        level=max(pair.level for pair in pairs),
-        score=min(pair.score for pair in pairs),
+        level=max((pair.level for pair in pairs), default=Level.SAME),
+        score=min((pair.score for pair in pairs), default=1.0),
         items=tuple(ordered),
         reason=_reason(ordered, protected),
     )
+
+
+def _standing(same: Iterable[Pair]) -> dict[int, int]:
+    """Return, for items with the same bytes as others, the first of these, which stands for all."""
+    standing: dict[int, int] = {}
+
+    def first_of(item: int) -> int:
+        while item in standing:
+            item = standing[item]
+        return item
+
+    for pair in same:
+        first, second = sorted((first_of(pair.first), first_of(pair.second)))
+        if first != second:
+            standing[second] = first
+    return {item: first_of(item) for item in standing}
 
 
 def _is_protected(item: Item, protected: Sequence[str]) -> bool:

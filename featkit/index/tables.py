@@ -290,6 +290,14 @@ class CatalogueReader:
             for key, size, mtime_ns, digest, error, item in rows
         }
 
+    def item_digests(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the ids of live items with the digests of bytes that `featkit sync` recorded."""
+        if self._has_thumbnail_table():
+            yield from self._connection.execute(
+                "SELECT items.id, digest FROM files JOIN items ON items.key = files.key"
+                " WHERE items.deleted = 0 AND digest IS NOT NULL"
+            )
+
     def file_digests(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Return the digests that `featkit sync` recorded, by key, of those that have one."""
         if not self._has_thumbnail_table():  # format 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featkit.duplicates import Level, find_pairs, finding
+from featkit.duplicates import Level, find_pairs, finding, judging, nearest
 from featkit.duplicates.calibration import calibrate, num_at_first, stored_calibration
 from featkit.duplicates.decisions import distinct_pairs, mark_distinct
 from featkit.duplicates.look import SAME, SURELY_SAME, Look, agreement
@@ -35,7 +35,7 @@ def index(scenes: Path, tmp_path: Path) -> Path:
 def test_copies_are_found_and_strangers_are_not(index: Path) -> None:
     with Index.open(index) as opened:
         calibration = calibrate(opened)
-        pairs = [*find_pairs(opened, calibration)]
+        pairs = find_pairs(opened, calibration)
         keys = {item.id: item.key for item in opened.items()}
     found = {frozenset((keys[pair.first], keys[pair.second])) for pair in pairs}
     copies = {frozenset((f"{seed}.jpg", f"copy-{seed}.jpg")) for seed in range(4)}
@@ -45,9 +45,10 @@ def test_copies_are_found_and_strangers_are_not(index: Path) -> None:
 
 
 def test_pairs_equal_brute_force(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finding, "FIRST_HITS", 2)
-    monkeypatch.setattr(finding, "QUERIES_AT_ONCE", 7)
+    for name, value in (("PANEL", 7), ("TILE", 3), ("SLICE", 2)):
+        monkeypatch.setattr(nearest, name, value)
     monkeypatch.setattr(finding, "MAX_LOOKS", 100)
+    monkeypatch.setattr(judging, "PAIRS_AT_ONCE", 10)
     calibration = Calibration(
         candidate=0.5,
         copy=0.8,
@@ -101,10 +102,10 @@ def test_the_same_bytes_are_the_first_level(tmp_path: Path) -> None:
         }
         made.writer().change(lambda catalogue: catalogue.record_files(files))
         levels = {(p.first, p.second): p.level for p in find_pairs(made, calibration)}
-        assert levels == {(0, 1): Level.SAME, (0, 2): Level.NEAR, (1, 2): Level.NEAR}
-        same = [*find_pairs(made, calibration, most=Level.SAME)]
+        assert levels == {(0, 1): Level.SAME, (0, 2): Level.NEAR}
+        same = find_pairs(made, calibration, most=Level.SAME)
         assert [(p.first, p.second) for p in same] == [(0, 1)]
-        filtered = [*find_pairs(made, calibration, where="key != 'a'")]
+        filtered = find_pairs(made, calibration, where="key != 'a'")
         assert [(p.first, p.second) for p in filtered] == [(1, 2)]
 
 
@@ -112,7 +113,7 @@ def test_an_index_is_compared_with_another(index: Path, scenes: Path, tmp_path: 
     with Index.open(index, writable=True) as opened:
         opened.remove([f"{seed}.jpg" for seed in range(10, NUM_IMAGES)])
         with Index.open(scenes) as other:
-            pairs = [*find_pairs(opened, calibrate(other), against=other)]
+            pairs = find_pairs(opened, calibrate(other), against=other)
             theirs = {item.id: item.key for item in other.items()}
         own = {item.id: item.key for item in opened.items()}
     same = {own[pair.first] for pair in pairs if own[pair.first] == theirs[pair.second]}
@@ -123,7 +124,7 @@ def test_an_index_is_compared_with_another(index: Path, scenes: Path, tmp_path: 
         Index.create(tmp_path / "i", model=strange) as other,
         pytest.raises(InputError, match="compare indexes of one model"),
     ):
-        next(find_pairs(opened, calibrate(opened), against=other))
+        find_pairs(opened, calibrate(opened), against=other)
 
 
 def test_a_calibration_is_kept_until_the_index_changes_much(index: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featkit.duplicates.finding import Level, Pair
 from featkit.duplicates.grouping import group_pairs
+from featkit.duplicates.judging import Level, Pair
 from featkit.index import Item
 
 
@@ -105,3 +105,40 @@ def test_images_said_to_be_distinct_are_not_grouped() -> None:
 
 def test_items_that_are_gone_are_left_out() -> None:
     assert group_pairs([near(0, 1)], {0: item(0)}) == []
+
+
+def same(first: int, second: int) -> Pair:
+    return Pair(first, second, Level.SAME, 1.0)
+
+
+def test_one_of_the_same_bytes_stands_for_all() -> None:
+    items = {i: item(i) for i in range(6)}
+    pairs = [same(0, 2), same(0, 3), near(0, 1, 0.8), same(4, 5)]
+    groups = group_pairs(pairs, items)
+    assert [({*(each.id for each in group.items)}, group.level) for group in groups] == [
+        ({4, 5}, Level.SAME),
+        ({0, 1, 2, 3}, Level.NEAR),
+    ]
+    assert [group.score for group in groups] == [1.0, 0.8]
+
+
+def test_distinct_images_stay_apart_with_the_same_bytes() -> None:
+    items = {i: item(i) for i in range(4)}
+    pairs = [same(0, 1), same(0, 2), near(0, 3)]
+    apart = frozenset({frozenset({"1.jpg", "3.jpg"})})
+    (group,) = group_pairs(pairs, items, distinct=apart)
+    assert {each.id for each in group.items} == {0, 1, 2}
+    twins = frozenset({frozenset({"0.jpg", "1.jpg"})})
+    (group,) = group_pairs(pairs, items, distinct=twins)
+    assert {each.id for each in group.items} == {0, 2, 3}
+
+
+@given(EDGES, EDGES)
+def test_same_bytes_are_grouped_however_they_are_paired(
+    edges: set[tuple[int, int]], twins: set[tuple[int, int]]
+) -> None:
+    pairs = [near(*edge) for edge in edges] + [same(*edge) for edge in twins]
+    groups = group_pairs(pairs, {i: item(i) for i in range(10)})
+    place = {each.id: number for number, group in enumerate(groups) for each in group.items}
+    assert sum(len(group.items) for group in groups) == len(place)
+    assert all(place[first] == place[second] for first, second in twins)
