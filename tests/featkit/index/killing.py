@@ -39,6 +39,7 @@ WIDTH, NUM_FIRST, FEWEST = 16, 150, 60
 LONGEST_S, LONGEST_AFTER_S = 0.25, 0.05
 K, FEWEST_FOUND = 10, 6
 
+_killer = os.getpid()
 Items: TypeAlias = dict[str, tuple[int, int]]  # by key: the id, and the seed of the vector
 
 
@@ -48,12 +49,17 @@ def vector_of(seed: int) -> np.ndarray:
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
+def is_watched() -> bool:
+    """Return whether the process that kills this one still lives."""
+    return os.getppid() == _killer
+
+
 def write(path: Path, log: Path, seed: int, items: Items) -> None:
-    """Add, replace and remove items for ever, and log each change before and after."""
+    """Add, replace and remove items until killed, and log each change before and after."""
     rng = random.Random(seed)
     keys = {*items}
     with log.open("ab", buffering=0) as file, Index.open(path, writable=True) as index:
-        while True:
+        while is_watched():
             count = rng.randint(1, 12)
             if len(keys) > 3 * NUM_FIRST or (len(keys) > FEWEST and rng.random() < 0.5):
                 gone = rng.sample(sorted(keys), min(count, len(keys) - FEWEST // 2))
@@ -74,8 +80,8 @@ def note(file: Any, line: dict[str, Any]) -> None:
 
 
 def build(path: Path) -> None:
-    """Build codes for ever."""
-    while True:
+    """Build codes until killed."""
+    while is_watched():
         try:
             with Index.open(path) as index:
                 compact(index, allow_low_recall=True)
@@ -84,9 +90,9 @@ def build(path: Path) -> None:
 
 
 def reclaim_rows(path: Path) -> None:
-    """Reclaim dead rows for ever."""
+    """Reclaim dead rows until killed."""
     with Index.open(path) as index:
-        while True:
+        while is_watched():
             try:
                 reclaim(index)
             except AlreadyLocked:
@@ -94,10 +100,10 @@ def reclaim_rows(path: Path) -> None:
 
 
 def search(path: Path) -> None:
-    """Search for ever; each item that is found has the score of its vector."""
+    """Search until killed; each item that is found has the score of its vector."""
     queries = np.stack([vector_of(seed) for seed in range(3)])
     with Index.open(path) as index:
-        while True:
+        while is_watched():
 
             def read(state: Any) -> None:
                 for query, hits in zip(queries, state.search(vectors=queries, k=K), strict=True):
