@@ -108,10 +108,18 @@ def live(photos: Path, room: Path) -> None:
     assert "copies/same.jpg" in json.dumps(group)
     assert "copies/half.jpg" in json.dumps(group)
 
+    before = vectors_by_key(index)
+    assert facts("compact", index, "--reclaim")["reclaimed_vectors"] == len(gone)
+    after = vectors_by_key(index)
+    assert after.keys() == before.keys()
+    for key, vector in after.items():
+        np.testing.assert_array_equal(vector, before[key])
+
     with Index.open(index) as opened:
-        row, width = opened.item_by_key("copies/half.jpg").id, opened.width
-    with (index / "vectors.f32").open("r+b") as file:
-        file.seek(row * width * FLOAT_BYTES)
+        row_id, width = opened.item_by_key("copies/half.jpg").id, opened.width
+    (vectors,) = index.glob("vectors-*.f32")
+    with vectors.open("r+b") as file:
+        file.seek((row_id - len(gone)) * width * FLOAT_BYTES)
         file.write(b"\0" * 16)
     (codes,) = (index / FOLDER).glob("*.faiss")
     codes.write_bytes(codes.read_bytes()[:-1])

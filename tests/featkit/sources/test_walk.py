@@ -67,6 +67,7 @@ def test_links_to_folders_are_counted_or_followed(tmp_path: Path) -> None:
         ("plan.json", "model.onnx", "shards/00000.parquet"),
         ("plan.json", ".lock"),
         ("catalogue.sqlite", "vectors.f32", "writer.lock", "cached.jpg"),
+        ("catalogue.sqlite", "vectors-0a.f32", "model.onnx", "cached.jpg"),
         ("config.yaml", "writer.lock", "snapshots/step-4/a.png"),
         ("config.yaml", "metrics.jsonl", "snapshots/step-4/a.png"),
         ("config.yaml", "writer.lock", "generations.json", "generation-0/snapshots/a.png"),
