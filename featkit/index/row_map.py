@@ -10,6 +10,7 @@ catalogue records which ids those are. Items that are added later follow, in the
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,12 +19,20 @@ from pathlib import Path
 
 import numpy as np
 
-from featkit.errors import InputError
 from featkit.folders import VECTORS_FILE
-from featkit.index.records import Value
+from featkit.index.records import MAX_INTEGER, Value
 
 SETTING = "vectors"
+NAME = re.compile(r"|[0-9a-f]{16}")
 NO_IDS = np.zeros(0, np.int64)
+
+
+class NoSuchRow(Exception):
+    """The row of an item was reclaimed. item_id: whose."""
+
+    def __init__(self, item_id: int) -> None:
+        self.item_id = item_id
+        super().__init__(item_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +49,25 @@ class VectorsRecord:
 
     @classmethod
     def of(cls, settings: Mapping[str, Value]) -> VectorsRecord:
-        """Return the record among the settings of an index. InputError if it cannot be read."""
+        """Return the record among the settings of an index. ValueError if it cannot be read."""
         text = settings.get(SETTING)
         if text is None:
             return cls()
         try:
-            return cls(**json.loads(str(text)))
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                "The record of the vectors file cannot be read; update featkit, or restore the"
-                " index from a copy."
-            ) from error
+            record = cls(**json.loads(str(text)))
+            record.check()
+            return record
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+    def check(self) -> None:
+        """Raise ValueError for what featkit never stores, such as a path for a name."""
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"the name is {self.name!r}")
+        if type(self.num_kept) is not int or type(self.until) is not int:
+            raise ValueError("a number is not whole")
+        if not 0 <= self.num_kept <= self.until <= MAX_INTEGER:
+            raise ValueError(f"{self.num_kept} rows of {self.until} ids were kept")
 
     @property
     def file_name(self) -> str:
@@ -94,7 +111,7 @@ class RowMap:
         return have
 
     def rows_of(self, ids: np.ndarray) -> np.ndarray:
-        """Return the rows of ids (n,) int64. InputError if the row of one was reclaimed."""
+        """Return the rows of ids (n,) int64. NoSuchRow if the row of one was reclaimed."""
         if self.has_all:
             return ids
         rows: np.ndarray = ids - (self.record.until - self.record.num_kept)
@@ -105,10 +122,7 @@ class RowMap:
         if len(self.kept):
             is_kept = self.kept[np.minimum(places, len(self.kept) - 1)] == early
         if not is_kept.all():
-            raise InputError(
-                f"{self.record.file_name} has no row of item {int(early[~is_kept][0])}; restore the"
-                " index from a copy."
-            )
+            raise NoSuchRow(int(early[~is_kept][0]))
         rows[is_early] = places
         return rows
 
@@ -143,9 +157,12 @@ def pack_ids(ids: np.ndarray, until: int) -> bytes:
 def unpack_ids(bits: bytes, until: int) -> np.ndarray:
     """Return what `pack_ids` packed, ascending, (n,) int64. ValueError for anything else."""
     try:
-        data = np.frombuffer(zlib.decompress(bits), np.uint8)
+        # not more than needed, whatever the bits claim to be
+        data = zlib.decompressobj().decompress(bits, (until + 7) // 8 + 1)
     except zlib.error as error:
         raise ValueError(str(error)) from error
     if len(data) != (until + 7) // 8:
         raise ValueError("the bits of ids are of another number of ids")
-    return np.flatnonzero(np.unpackbits(data, count=until, bitorder="little"))
+    return np.flatnonzero(
+        np.unpackbits(np.frombuffer(data, np.uint8), count=until, bitorder="little")
+    )

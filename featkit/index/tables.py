@@ -202,7 +202,10 @@ class CatalogueReader:
         rows = self._connection.execute(
             "SELECT name, value FROM settings WHERE name = ?", [SETTING]
         )
-        return VectorsRecord.of(dict(rows))
+        try:
+            return VectorsRecord.of(dict(rows))
+        except ValueError as error:
+            raise DamagedCatalogue("the record of the vectors file cannot be read") from error
 
     def kept_ids(self, record: VectorsRecord) -> np.ndarray:
         """Return the ids of the rows that a compaction kept, ascending, (n,) int64."""

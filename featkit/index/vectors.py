@@ -29,7 +29,7 @@ import numpy as np
 
 from featkit.atomic import OPEN_FLAGS, explain_os_errors
 from featkit.errors import EnvironmentProblem, InputError
-from featkit.index.row_map import EVERY_ID, RowMap
+from featkit.index.row_map import EVERY_ID, NoSuchRow, RowMap
 from featkit.resources import spare_memory
 from featkit.wording import counted
 
@@ -235,8 +235,18 @@ class FileRows:
         return self._is_verified if self._held is not None else None
 
     def take(self, ids: np.ndarray) -> np.ndarray:
-        """Return the rows (n, D) float32 with these ids, which may be in any order."""
-        return self._take(self.row_map.rows_of(ids))
+        """Return the rows (n, D) float32 with these ids, which may be in any order.
+
+        InputError if one has no row, which is damage of the catalogue.
+        """
+        try:
+            positions = self.row_map.rows_of(ids)
+        except NoSuchRow as error:
+            raise InputError(
+                f"{self.file.path} has no vector of item {error.item_id}; restore the index from a"
+                " copy."
+            ) from error
+        return self._take(positions)
 
     def _take(self, positions: np.ndarray) -> np.ndarray:
         """Return rows by their positions in the file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from featkit.errors import FeatkitError
 from featkit.index import Index
+from featkit.index.reclaiming import reclaim
 from tests.featkit.index.conftest import unit_vectors
 from tests.sentences import refused
 
@@ -35,6 +37,16 @@ def rich(tmp_path: Path, model: Path) -> Path:
         )
         index.remove(["3.jpg"])
     return tmp_path / "i"
+
+
+@pytest.fixture
+def compacted(rich: Path) -> Path:
+    """The index `rich` after rows of removed items were reclaimed."""
+    with Index.open(rich, writable=True) as index:
+        index.remove([f"{i}.jpg" for i in range(20, 40)])
+        reclaim(index)
+    shutil.rmtree(rich / "approximate")  # it has only the builders' lock
+    return rich
 
 
 def damaged(data: bytes, seed: int) -> bytes:
@@ -99,8 +111,8 @@ def try_damage(path: Path, num_cases: int) -> Counter[str]:
         except FeatkitError as error:
             seen["refused"] += 1
             seen["lines"] += str(error).count("\n")
-        for file in path.iterdir():
-            file.unlink()
+        shutil.rmtree(path)
+        path.mkdir()
         for file, data in files.items():
             file.write_bytes(data)
     return seen
@@ -108,6 +120,12 @@ def try_damage(path: Path, num_cases: int) -> Counter[str]:
 
 def test_damage_gives_right_answers_or_a_refusal(rich: Path) -> None:
     seen = try_damage(rich, 150)
+    assert seen["lines"] == 0
+    assert min(seen["answered"], seen["refused"]) > 20
+
+
+def test_damage_of_a_compacted_index_is_met(compacted: Path) -> None:
+    seen = try_damage(compacted, 150)
     assert seen["lines"] == 0
     assert min(seen["answered"], seen["refused"]) > 20
 
@@ -147,3 +165,27 @@ def test_impossible_content_is_refused(rich: Path, statement: str) -> None:
     with refused(rich), Index.open(rich) as index:
         index.search(vectors=VECTORS, k=COUNT)
         index.items(0, 100)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP TABLE kept_rows",
+        "UPDATE kept_rows SET name = 'x'",
+        "UPDATE kept_rows SET bits = 7",
+        "UPDATE kept_rows SET bits = 'x'",
+        "DELETE FROM settings WHERE name = 'vectors'",
+        "UPDATE settings SET value = 7 WHERE name = 'vectors'",
+        "UPDATE settings SET value = replace(value, ': 60', ': 7000000') WHERE name = 'vectors'",
+        "UPDATE settings SET value = replace(value, ': 39', ': 38') WHERE name = 'vectors'",
+        "UPDATE settings SET value = replace(value, 'name', 'x') WHERE name = 'vectors'",
+        "INSERT INTO items (id, key, folder, source) VALUES (25, '25.jpg', '', '')",
+    ],
+)
+def test_impossible_rows_are_refused(compacted: Path, statement: str) -> None:
+    with sqlite3.connect(compacted / "catalogue.sqlite") as connection:
+        assert connection.execute(statement).rowcount != 0
+    connection.close()
+    with refused(compacted), Index.open(compacted) as index:
+        index.search(vectors=VECTORS, k=COUNT)
+        index.vector(25)

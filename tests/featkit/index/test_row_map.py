@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import zlib
+
 import numpy as np
 import pytest
 
-from featkit.errors import InputError
-from featkit.index.row_map import RowMap, VectorsRecord, pack_ids, unpack_ids
+from featkit.index.row_map import NoSuchRow, RowMap, VectorsRecord, pack_ids, unpack_ids
 
 
 @pytest.mark.parametrize("until", [0, 1, 7, 8, 9, 1000])
@@ -25,8 +27,9 @@ def test_the_map_is_the_rank_among_kept_ids(until: int, share: float) -> None:
     rows = row_map.rows_of(np.array(stored, np.int64)[order])
     assert rows.tolist() == order.tolist()
     for gone in sorted({*range(until)} - {*stored})[:3]:
-        with pytest.raises(InputError, match=f"vectors-x.f32 has no row of item {gone}; restore"):
+        with pytest.raises(NoSuchRow) as caught:
             row_map.rows_of(np.array([num_ids - 1, gone]))
+        assert caught.value.item_id == gone
 
 
 @pytest.mark.parametrize("until", [0, 1, 8, 13])
@@ -42,10 +45,39 @@ def test_bits_of_other_ids_are_refused() -> None:
         unpack_ids(b"not compressed", 3)
 
 
-def test_a_record_of_a_later_version_is_refused() -> None:
-    record = VectorsRecord(name="ab", num_kept=3, until=7)
+def test_bits_are_not_unpacked_beyond_the_ids() -> None:
+    bomb = zlib.compress(bytes(10**8))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="another number"):
+            unpack_ids(bomb, 1000)
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_record_comes_back() -> None:
+    record = VectorsRecord(name="0123456789abcdef", num_kept=3, until=7)
     assert VectorsRecord.of({"vectors": record.to_json()}) == record
     assert VectorsRecord.of({}) == VectorsRecord()
-    for text in ("{", '{"name": "a", "other": 1}', "[]", "7"):
-        with pytest.raises(InputError, match="update featkit"):
-            VectorsRecord.of({"vectors": text})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "7",
+        '{"name": "0123456789abcdef", "other": 1}',
+        '{"name": "../../secrets"}',
+        '{"name": 7}',
+        '{"name": "0123456789abcdef", "num_kept": 8, "until": 7}',
+        '{"name": "0123456789abcdef", "num_kept": -8, "until": 7}',
+        '{"name": "0123456789abcdef", "num_kept": 1.5, "until": 7}',
+        '{"name": "0123456789abcdef", "num_kept": 1, "until": 1e300}',
+        '{"name": "0123456789abcdef", "num_kept": 1, "until": 99999999999999999999}',
+    ],
+)
+def test_a_record_that_is_never_stored_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - its words come from several places
+        VectorsRecord.of({"vectors": text})
