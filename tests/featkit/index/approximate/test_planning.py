@@ -100,7 +100,7 @@ def small(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Index
     """An open index that is large enough for codes."""
     monkeypatch.setattr(planning, "EXACT_BELOW", 1000)
     monkeypatch.setattr(upkeep, "FEW_OUTSIDE", 100)
-    made = Index.create(tmp_path / "i", model=model)
+    made = Index.create(tmp_path / "i", model=model, background=False)
     made.add([f"{i}.jpg" for i in range(NUM_ITEMS)], clumped(NUM_ITEMS))
     return made
 
