@@ -7,6 +7,7 @@ joined.
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,6 +66,11 @@ class EmbeddingGraph(nn.Module):
         super().__init__()
         self.backbone, self.recipe, self.whitened = backbone, recipe, whitening is not None
         self.layers = recipe.layers or (backbone.depth,)
+        self.class_only = (
+            isinstance(backbone, VisionTransformer)
+            and recipe.class_only
+            and self.layers == (backbone.depth,)
+        )
         # In units of 0 .. 255, so that normalization is one subtraction and one division.
         self.register_buffer("mean", 255 * torch.tensor(geometry.mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(geometry.std).view(1, 3, 1, 1))
@@ -88,12 +95,19 @@ class EmbeddingGraph(nn.Module):
         """Return the recipe's outputs in its order, in float32.
 
         Vectors are (N, width); patches (N, h, w, D), from the layer named last, whose positions may
-        be smaller than a patch; attention (N, heads, h, w), always from the last block.
+        be smaller than a patch; attention (N, heads, h, w), always from the last block. If only the
+        class token is needed, the last block computes nothing else.
         """
-        pixels = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        if self.class_only:
+            features = self.backbone.student_forward(self._normalized(images), class_only=True)
+            return (self._vectors((features,)),)
+        return self.from_all_tokens(images)
+
+    def from_all_tokens(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return what `forward` does, from all tokens of every layer."""
         wants_attention = ATTENTION in self.recipe.outputs
         features, attention = self.backbone.activations(
-            pixels, layers=self.layers, attention=wants_attention
+            self._normalized(images), layers=self.layers, attention=wants_attention
         )
         outputs = {
             EMBEDDING: self._vectors(features),
@@ -103,11 +117,15 @@ class EmbeddingGraph(nn.Module):
         return tuple(value for name in self.recipe.outputs if (value := outputs[name]) is not None)
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the outputs by name for images (N, H, W, 3) uint8."""
+        """Return the outputs by name for images (N, H, W, 3) uint8, from all tokens: a graph with
+        the class token alone in its last block is compared with the whole network."""
         with torch.no_grad():
-            values = self(torch.from_numpy(images))
+            values = self.from_all_tokens(torch.from_numpy(images))
         names = self.recipe.outputs
         return {name: value.numpy() for name, value in zip(names, values, strict=True)}
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std  # (N, 3, H, W)
 
     def _vectors(self, features: Sequence[Features]) -> Tensor:
         vectors = [self._vector(feature) for feature in features]
@@ -205,11 +223,20 @@ def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None 
                 external_data=False,
                 verbose=False,
             )
+            assert program is not None
+            if module.class_only:
+                # The query's weight is apart from the others' in the last block. Quantization and
+                # half weights look for weights, not for slices of them.
+                optimize_ir(
+                    program.model,
+                    onnx_shape_inference=False,
+                    output_size_limit=sys.maxsize,
+                    should_fold=lambda node: True if node.op_type == "Slice" else None,
+                )
     # The exporter raises many classes, torch's and dynamo's own.
     except Exception as error:
         cause = first_line(error.__cause__ or error)
         raise TraceError(f"The backbone cannot be written as one graph: {cause}") from error
-    assert program is not None
     num_bytes = sum(
         tensor.numel() * tensor.element_size()
         for tensor in (*module.parameters(), *module.buffers())

@@ -234,7 +234,13 @@ def smooth(
             or not {*norm.input[1:]} <= graph.constants.keys()
         ):
             continue
-        products = graph.readers[norm.output[0]]
+        normed = _with_token_slices(graph, norm.output[0])
+        products = [
+            reader
+            for name in normed
+            for reader in graph.readers[name]
+            if not normed & {*reader.output}
+        ]
         weights = [product.input[1] for product in products if product.name in names]
         # Only if nothing else reads these constants: it would see the factors.
         is_isolated = len(weights) == len(products) and all(
@@ -242,7 +248,8 @@ def smooth(
         )
         if not weights or not is_isolated:
             continue
-        peak = ranges[norm.output[0]].peak
+        observed = [name for name in normed if name in ranges]
+        peak = np.max([ranges[name].peak for name in observed], axis=0)
         rows = np.max([np.abs(graph.array(name)).max(axis=1) for name in weights], axis=0)
         usable = (peak > 0) & (rows > 0)
         factors = np.ones_like(peak)
@@ -251,8 +258,23 @@ def smooth(
             graph.set_constant(name, graph.array(name) / factors)
         for name in weights:
             graph.set_constant(name, graph.array(name) * factors[:, None])
-        smoothed[norm.output[0]] = ranges[norm.output[0]].divided(factors)
+        for name in observed:
+            smoothed[name] = ranges[name].divided(factors)
     return smoothed
+
+
+def _with_token_slices(graph: EditedGraph, name: str) -> set[str]:
+    """Return the names of a tensor (N, T, C) and of its slices along T, which have its channels:
+    the last block's query may be computed for the class token alone."""
+    slices = (
+        reader.output[0]
+        for reader in graph.readers[name]
+        if reader.op_type == "Slice"
+        and len(reader.input) > 3
+        and reader.input[3] in graph.constants
+        and graph.array(reader.input[3]).tolist() == [1]
+    )
+    return {name, *slices}
 
 
 def _activation(graph: EditedGraph, name: str, seen: ChannelRange) -> str:

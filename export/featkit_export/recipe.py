@@ -37,6 +37,11 @@ class Recipe:
                 f"outputs {self.outputs} must include {EMBEDDING} and be among {', '.join(OUTPUTS)}"
             )
 
+    @property
+    def class_only(self) -> bool:
+        """True if class tokens are all that the outputs are made of."""
+        return self.feature == "cls" and self.outputs == (EMBEDDING,)
+
     def widths(self, of_layers: Sequence[int]) -> tuple[int, ...]:
         """Return the width of each layer's part of a vector, from those of all layers of a backbone
         whose patch tokens are as wide as its class tokens."""

@@ -145,6 +145,23 @@ def test_row_equals_the_official_model_at_every_size(name: str) -> None:
         assert np.abs(found["patches"].reshape(tokens.shape) - tokens).max() <= 1e-3 * scale
 
 
+@pytest.mark.parametrize(
+    "name", marked([name for name, row in PUBLISHED.items() if row.kind == "vit"])
+)
+def test_a_file_of_the_class_token_alone_is_the_row(name: str, tmp_path: Path) -> None:
+    published, ours, _, _ = exported(name, SHORT_DEPTH)
+    backbone, info = load_published(
+        published, weights=write_published(published, ours, tmp_path / "weights")
+    )
+    export_backbone(backbone, info, tmp_path / "m.onnx")
+    embedder, patch = Embedder(tmp_path / "m.onnx"), published.patch
+    model = transformers_model(published, ours, official=True)
+    for height, width in ((8 * patch, 8 * patch), (7 * patch, 10 * patch)):
+        images = draw_images(2, height=height, width=width)
+        pixels = normalized(images, published.geometry)
+        expect_equal(embedder.infer(images), class_token(model, pixels))
+
+
 @pytest.mark.parametrize("name", marked(list(TIMM)))
 def test_a_row_is_timms_at_the_tables_size(name: str) -> None:
     published, ours, out, _ = exported(name, depth_of(name))

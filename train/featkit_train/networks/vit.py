@@ -114,7 +114,8 @@ class VisionTransformer(Backbone):
         # Two norms, not one: DINOv3 has a separate norm for the class tokens of small crops.
         class_token = (self.norm if norm is None else norm)(last.tokens[:, 0])  # (B, D)
         if class_only:
-            return Features(class_token, last.tokens.new_zeros(len(images), 0, 0, self.width))
+            # Not len(images), which would fix the batch size of an exported graph.
+            return Features(class_token, class_token.new_zeros(images.shape[0], 0, 0, self.width))
         patches = self.norm(last.tokens[:, self.prefix :])  # (B, P, D)
         return Features(class_token, torch.unflatten(patches, 1, last.grid))  # (B, h, w, D)
 
