@@ -59,6 +59,7 @@ def repair(index: Path, /, *, quiet: Quiet = False, json_: AsJson = False) -> in
     from featkit.index import Index
     from featkit.index.checking import repair as repair_index
 
+    report_failed_build(index)
     with Index.open(index, writable=True, check_sample=False) as opened:
         done = repair_index(opened, _checked(opened, quiet=quiet or json_))
         report = _checked(opened, quiet=True)

@@ -500,6 +500,12 @@ class Index:
         with self._catalogue.publishing(index_id) as writer:
             yield writer
 
+    @contextmanager
+    def excluding_writers(self) -> Iterator[CatalogueReader]:
+        """Yield a reader while nobody can write, for featkit's own modules."""
+        with self._catalogue.excluding_writers() as catalogue:
+            yield catalogue
+
     def state_seen_by(self, catalogue: CatalogueReader) -> IndexState:
         """Return the state that a catalogue reader or writer sees, for featkit's own modules."""
         return self._reader.state_seen_by(catalogue)

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from featkit.atomic import explain_os_errors, flush
-from featkit.errors import FeatkitError, InputError, Interrupted
+from featkit.errors import EnvironmentProblem, FeatkitError, InputError, Interrupted
 from featkit.index.builders import excluding_builders
 from featkit.index.index import Index
 from featkit.index.row_map import VectorsRecord, remove_leftovers
 from featkit.index.state import CommittedVectors, IndexState, spread
-from featkit.index.vectors import FLOAT32, FileRows, VectorWriter
+from featkit.index.vectors import FLOAT32, FileRows, VectorWriter, signature_at
 
 WORTH_SHARE = 0.2  # of the rows that are dead
 COPY_BYTES = 16 * 2**20
@@ -86,8 +86,9 @@ def reclaim(index: Index, *, on_progress: Progress = lambda _done, _total: None)
                 f"Stopped by Ctrl-C; {index.path} holds what it held. Run the command again."
             ) from None
         finally:
-            with suppress(FeatkitError):
-                remove_leftovers(index.path, index.read(_record))
+            # Within a transaction, in case the file system's locks do nothing.
+            with suppress(FeatkitError), index.excluding_writers() as catalogue:
+                remove_leftovers(index.path, catalogue.vectors_record())
         _drop_tombstones(index)
     return dead
 
@@ -115,6 +116,7 @@ def _reclaim(index: Index, on_progress: Progress) -> None:
             state = index.state_seen_by(catalogue)
             _check_same(index.path, snapshot, kept, num_ids, state)
             copier.copy(state.vectors.rows, np.arange(num_ids, state.vectors.rows.num_rows))
+            _check_present(path, file)
             catalogue.set_vectors_file(record, kept, index.path)
     finally:
         file.close()
@@ -158,12 +160,20 @@ def _check_same(
         raise InputError(f"{path} was replaced by another copy meanwhile; run the command again.")
 
 
+def _check_present(path: Path, file: VectorWriter) -> None:
+    """Raise EnvironmentProblem if the new file is not at its path any more.
+
+    Where the file system's locks do nothing, another process may have taken it for a leftover.
+    """
+    if not path.exists() or not file.is_at(signature_at(path)):
+        raise EnvironmentProblem(
+            f"{path} was removed by another process; see that only one compacts {path.parent}, and"
+            " run the command again."
+        )
+
+
 def _content(rows: FileRows, ids: np.ndarray) -> int:
     return zlib.crc32(rows.take(ids).tobytes())
-
-
-def _record(state: IndexState) -> VectorsRecord:
-    return state.vectors.rows.row_map.record
 
 
 def _drop_tombstones(index: Index) -> None:

@@ -131,7 +131,9 @@ EVERY_ID = RowMap()  # of an index that was never compacted
 
 
 def remove_leftovers(index: Path, record: VectorsRecord) -> None:
-    """Remove all vectors files but the one in use. Call it under the builders' lock.
+    """Remove all vectors files but the one in use.
+
+    Call it under the builders' lock and in a write transaction that has read the record.
 
     Who has them open can still read them; on Windows they stay until the next call.
     """

@@ -249,6 +249,24 @@ def test_two_do_not_reclaim_at_once(halved: Path) -> None:
         reclaim(index)
 
 
+def test_a_new_file_that_disappears_is_not_used(
+    halved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = reclaiming._Copier.copy
+
+    def copy_and_remove(*arguments: object) -> None:
+        copy(*arguments)  # type: ignore[arg-type]
+        for file in halved.glob("vectors-*.f32"):
+            file.unlink()
+
+    monkeypatch.setattr(reclaiming._Copier, "copy", copy_and_remove)
+    with Index.open(halved) as index:
+        with pytest.raises(EnvironmentProblem, match="was removed by another process; see that"):
+            reclaim(index)
+        assert len(content(index)) == 50
+    assert vector_files(halved) == [("vectors.", 100)]
+
+
 def test_files_of_a_killed_compaction_are_removed(halved: Path) -> None:
     (halved / "vectors-0123.f32").write_bytes(b"half")
     with excluding_builders(halved):  # as if it were running

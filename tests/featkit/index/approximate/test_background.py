@@ -24,6 +24,7 @@ from featkit.index.approximate.planning import EXACT_BELOW, Promise
 from featkit.index.approximate.upkeep import give_promise, is_due
 from featkit.index.builders import FAILURE_FILE, excluding_builders
 from featkit.index.reclaiming import DeadRows
+from featkit.resources import usable_cpus
 from tests.commands import run_featkit
 from tests.featkit.index.approximate.conftest import clumped
 from tests.model_files import make_model_file
@@ -120,6 +121,22 @@ def test_one_process_is_started_at_a_time(promised: Path, monkeypatch: pytest.Mo
     process.stdin.write(b"\n")  # type: ignore[union-attr]
     process.stdin.close()  # type: ignore[union-attr]
     wait_until(is_idle)
+
+
+def test_the_process_has_half_the_processors_and_low_priority(
+    promised: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: dict[str, object] = {}
+    monkeypatch.setattr(subprocess, "Popen", lambda words, **rest: called.update(rest, words=words))
+    background._process_for(promised)
+    environment = called["env"]
+    assert isinstance(environment, dict)
+    assert environment["OMP_NUM_THREADS"] == str(max(1, usable_cpus() // 2))
+    assert called["start_new_session"] is True
+    nice: list[int] = []
+    monkeypatch.setattr(os, "nice", nice.append)
+    assert main(promised) == 0
+    assert nice == [10]
 
 
 def test_a_second_process_leaves_the_work_to_the_first(promised: Path) -> None:
