@@ -10,6 +10,7 @@ from featkit.cli.console import ProgressReporter, print_json, print_table, stdou
 from featkit.cli.options import AsJson, Quiet
 from featkit.cli.promising import report_failed_build
 from featkit.extras import need_extra
+from featkit.folders import is_index
 from featkit.wording import counted
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def check(index: Path, /, *, quiet: Quiet = False, json_: AsJson = False) -> int
 def repair(index: Path, /, *, quiet: Quiet = False, json_: AsJson = False) -> int:
     """Repair INDEX as far as possible, and list what is left.
 
-    Images with a damaged vector are removed, and `featkit sync` embeds them again. A damaged graph
-    is built again. The exit code is 1 if something is still wrong.
+    Images with a damaged vector are removed, and `featkit sync` embeds them again; those whose
+    vectors a truncated file has lost are among them. A damaged graph is built again. The exit code
+    is 1 if something is still wrong.
 
     Example: featkit repair photos.index
 
@@ -57,11 +59,13 @@ def repair(index: Path, /, *, quiet: Quiet = False, json_: AsJson = False) -> in
     """
     need_extra("cpu", "faiss")
     from featkit.index import Index
+    from featkit.index.checking import fill_truncated
     from featkit.index.checking import repair as repair_index
 
     report_failed_build(index)
+    done = fill_truncated(index) if is_index(index) else []
     with Index.open(index, writable=True, check_sample=False) as opened:
-        done = repair_index(opened, _checked(opened, quiet=quiet or json_))
+        done += repair_index(opened, _checked(opened, quiet=quiet or json_))
         report = _checked(opened, quiet=True)
     if json_:
         print_json({"index": str(index), "done": done, **_in_json(report)})

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from featkit.index import Index
+from featkit.index.reclaiming import reclaim
 from tests.commands import run_featkit
 from tests.featkit.index.test_checking import overwrite
 from tests.featkit.index.test_checking import synced as synced
@@ -46,3 +50,33 @@ def test_damage_that_keeps_an_index_from_opening_is_repaired(synced: Path, tmp_p
     code, out, _ = run_featkit("repair", index, "--quiet")
     assert (code, "Removed 1 images" in out) == (0, True)
     assert run_featkit("list", index)[0] == 0
+
+
+@pytest.mark.parametrize("is_compacted", [False, True])
+def test_a_truncated_index_is_repaired_and_synced(
+    synced: Path, tmp_path: Path, is_compacted: bool
+) -> None:
+    index = Path(shutil.copytree(synced / "i", tmp_path / "i"))
+    with Index.open(index, writable=True) as opened:
+        opened.remove(["03.png"])
+        if is_compacted:
+            reclaim(opened)
+    (vectors,) = index.glob("*.f32")
+    os.truncate(vectors, vectors.stat().st_size - 2 * 16 * 4 - 7)
+    code, _, error = run_featkit("check", index)
+    assert (code, "or run `featkit repair`, which drops the images" in error) == (2, True)
+    code, out, _ = run_featkit("repair", index, "--json")
+    assert (code, json.loads(out)["items"]) == (0, 56)
+    first = json.loads(out)["done"][0]
+    assert first == f"filled {vectors.name}, which had lost 3 vectors at its end"
+    report = json.loads(run_featkit("sync", synced / "photos", index, "--json")[1])
+    assert (report["new"], report["indexed"]) == (3, 60)
+    assert run_featkit("check", index, "--quiet")[0] == 0
+    assert json.loads(run_featkit("repair", index, "--json")[1])["done"] == []
+
+
+def test_repair_refuses_what_is_no_index(tmp_path: Path) -> None:
+    for name in ("missing", "."):
+        code, _, error = run_featkit("repair", tmp_path / name)
+        assert (code, error.startswith("featkit: ")) == (2, True)
+    assert list(tmp_path.iterdir()) == []
