@@ -1,4 +1,5 @@
-"""The cost of embedding a source and searching it on this machine, from a measured sample."""
+"""The cost of embedding a source and searching it on this machine, from a measured sample; in short
+for commands that are about to start."""
 
 from __future__ import annotations
 
@@ -10,15 +11,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.filesize import decimal
+
 from featkit.embedder import Embedder
-from featkit.errors import FeatkitError, InputError
-from featkit.index.approximate.planning import SearchPlan, plan_search
+from featkit.errors import EnvironmentProblem, FeatkitError, InputError
+from featkit.index.approximate.planning import Promise, SearchPlan, plan_search
 from featkit.pipeline import EmbedOptions, EmbedReport, embed_source
 from featkit.resources import usable_cpus, usable_memory
 from featkit.sources import Source, evenly, subset
+from featkit.wording import counted
 
 NUM_SAMPLED = 128
 CATALOGUE_BYTES = 400  # of an item in catalogue.sqlite: key, metadata, checksum, indexes
+# A command that embeds at least MANY images first tries FEW of them.
+MANY, FEW = 1000, 32
+EXACT = Promise(recall=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +106,71 @@ def forecast(
             num_images, embedder.width, memory=memory, recall=recall, processors=usable_cpus()
         ),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """The costs of work that is about to start on `num_images`.
+
+    seconds: to embed them, None if none are embedded or too few to be sampled. disk_bytes: that
+    they add; without a sample, those of vectors and keys alone. search: of the index afterwards,
+    None without one.
+    """
+
+    num_images: int
+    seconds: float | None
+    disk_bytes: int
+    free_bytes: int
+    search: SearchPlan | None
+
+
+def outlook(
+    out: Path,
+    num_images: int,
+    width: int,
+    *,
+    sampled: Forecast | None = None,
+    disk_bytes: int | None = None,
+    num_after: int = 0,
+    promise: Promise | None = None,
+) -> Outlook:
+    """Return what adding images to a folder will cost. `sampled` has the costs of embedding them.
+
+    disk_bytes: what they add, if that is known. num_after: images of the index afterwards, 0
+    without an index. promise: of the index, None for exact search.
+
+    EnvironmentProblem if the disk of `out` has no room, InputError if no search keeps the promise.
+    """
+    if disk_bytes is None:
+        disk_bytes = num_images * (4 * width + CATALOGUE_BYTES)
+    free_bytes = shutil.disk_usage(_existing(out)).free
+    if disk_bytes > free_bytes:
+        raise EnvironmentProblem(
+            f"{out} needs about {decimal(disk_bytes)} more for {counted(num_images, 'image')}, and"
+            f" its disk has {decimal(free_bytes)} left; free some space, or choose another disk."
+        )
+    search = None
+    if num_after:
+        search = (promise or EXACT).plan(num_after, width)
+    return Outlook(
+        num_images=num_images,
+        seconds=None if sampled is None else sampled.embed_seconds,
+        disk_bytes=disk_bytes,
+        free_bytes=free_bytes,
+        search=search,
+    )
+
+
+def sample_if_long(source: Source, open_embedder: Callable[[], Embedder]) -> Forecast | None:
+    """Return the costs of embedding a source from a few of its images, or None if it has so few
+    that the sample would delay it, or if none of the few can be read.
+    """
+    if len(source) < MANY:
+        return None
+    try:
+        return forecast(source, open_embedder(), out=Path(), num_sampled=FEW)
+    except InputError:  # the work itself reports what cannot be read
+        return None
 
 
 def _bytes_of(source: Source) -> int:

@@ -19,7 +19,7 @@ from featkit.embeddings.changes import ShardCheck, check_shards
 from featkit.embeddings.remaining import RemainingWork
 from featkit.embeddings.resuming import begin_or_continue
 from featkit.errors import InputError
-from featkit.sources import Source
+from featkit.sources import Source, subset
 from featkit.workers import Workers, workers_for
 
 
@@ -74,6 +74,7 @@ def embed_source(
     options: EmbedOptions = EmbedOptions(),
     *,
     on_progress: Callable[[int, int], None] = lambda _done, _failed: None,
+    before: Callable[[Source, Embedder], None] = lambda _source, _embedder: None,
 ) -> EmbedReport:
     """Embed every item of `source` into the embeddings folder `out`, which is begun or continued.
 
@@ -83,7 +84,8 @@ def embed_source(
     embedder: the workers call one session of one thread in parallel; it is opened here unless the
     embedder was made with threads=1. An existing folder is continued with the engine and precision
     that it was begun with, if the embedder leaves them open. on_progress: called with the number of
-    items done and failed so far.
+    items done and failed so far. before: called with the images that are about to be embedded, if
+    there are any, and the embedder; what it raises ends the run.
 
     InputError if `out` was begun with another source, model, run or shard size. EnvironmentProblem
     if it cannot be written or another process is writing it. Interrupted on Ctrl-C, with all
@@ -109,7 +111,11 @@ def embed_source(
             on_checked=on_checked,
         )
         work = RemainingWork(folder, checks, batch_size=embedder.batch_size)
-        return _embed_remaining(source, embedder.with_threads(1), work, num_workers, on_progress)
+        embedder = embedder.with_threads(1)
+        remaining = [item for turn in work.turns for item in turn]
+        if remaining:
+            before(subset(source, remaining), embedder)
+        return _embed_remaining(source, embedder, work, num_workers, on_progress)
 
 
 def _embed_remaining(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.options import AsJson, BackendName, PrecisionName, Quiet, Rehash, Retry
+from featkit.cli.outlook import before_embed
 from featkit.cli.selecting import SelectionFlags, passed_over, selection_of
 from featkit.errors import InputError, StrictFailure
 from featkit.extras import need_extra
@@ -89,6 +90,7 @@ def embed(
             out,
             EmbedOptions(shard_size=shard_size, workers=threads, retry=retry, rehash=rehash),
             on_progress=progress,
+            before=lambda ahead, opened: before_embed(out, ahead, opened, quiet=quiet or json_),
         )
     if json_:
         print_json(_in_json(report, embedder, images, out))

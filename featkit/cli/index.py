@@ -1,12 +1,14 @@
 """`featkit index`: build a searchable index from embeddings, or add them to one."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featkit.cli.calibrate import measure_if_due
 from featkit.cli.console import ProgressReporter, print_json, stdout
 from featkit.cli.options import AsJson, Quiet
+from featkit.cli.outlook import before_index
 from featkit.cli.promising import Memory, Recall, keep_promise, promise_from
 from featkit.errors import InputError
 from featkit.extras import need_extra
@@ -53,6 +55,7 @@ def index(
     need_extra("cpu", "faiss")
     from featkit.backends import Run
     from featkit.embeddings import Embeddings
+    from featkit.embeddings.folder import SHARDS
     from featkit.index import Index
     from featkit.sources.base import PARQUET_SUFFIXES, suffix_of
 
@@ -63,18 +66,23 @@ def index(
     if model is not None:
         raise InputError(f"{embeddings} has a model of its own; leave --model out.")
     folder = Embeddings.open(embeddings)
-    _refuse_empty(folder)
+    num_rows = _num_vectors(folder)
+    num_bytes = sum(file.stat().st_size for file in (embeddings / SHARDS).iterdir())
+    is_new = not out.exists()
+    look_ahead = partial(before_index, out, num_rows, num_bytes, folder.plan.width)
+    if is_new:
+        look_ahead(None, promise, quiet=quiet or json_)
     missing = len(folder.missing_shards())
     run = Run.parse(folder.plan.run)
     with (
-        (
-            Index.open(out, writable=True, background=False)
-            if out.exists()
-            else Index.create(out, model=folder.model_path, run=run, background=False)
-        ) as opened,
-        ProgressReporter("indexing", total=len(folder), quiet=quiet or json_) as progress,
-    ):
-        report = opened.add_embeddings(folder, on_progress=progress)
+        Index.create(out, model=folder.model_path, run=run, background=False)
+        if is_new
+        else Index.open(out, writable=True, background=False)
+    ) as opened:
+        if not is_new:
+            look_ahead(opened, promise, quiet=quiet or json_)
+        with ProgressReporter("indexing", total=len(folder), quiet=quiet or json_) as progress:
+            report = opened.add_embeddings(folder, on_progress=progress)
         num_items = len(opened)
         measure_if_due(opened, quiet=quiet or json_)
         keep_promise(opened, promise, quiet=quiet or json_)
@@ -105,7 +113,9 @@ def _index_file(
     from featkit.models import default_model_path
 
     vectors = VectorFile(file)
-    if out.exists():
+    look_ahead = partial(before_index, out, vectors.num_rows, file.stat().st_size)
+    is_new = not out.exists()
+    if not is_new:
         if model is not None:
             raise InputError(f"{out} has a model of its own; leave --model out.")
         opened = Index.open(out, writable=True, background=False)
@@ -120,9 +130,13 @@ def _index_file(
                 " their model with --model."
             )
         run = None if vectors.run is None else Run.parse(vectors.run)
+        look_ahead(read_manifest(path).width, None, promise, quiet=quiet or json_)
         opened = Index.create(out, model=path, run=run, background=False)
-    with opened, ProgressReporter("indexing", total=None, quiet=quiet or json_) as progress:
-        report = read_vectors(opened, vectors, on_progress=progress)
+    with opened:
+        if not is_new:
+            look_ahead(opened.width, opened, promise, quiet=quiet or json_)
+        with ProgressReporter("indexing", total=None, quiet=quiet or json_) as progress:
+            report = read_vectors(opened, vectors, on_progress=progress)
         num_items = len(opened)
         measure_if_due(opened, quiet=quiet or json_)
         keep_promise(opened, promise, quiet=quiet or json_)
@@ -161,8 +175,9 @@ def _print_report(
     stdout().print(f"Next: featkit search {typed(out)} query.jpg, or featkit demo {typed(out)}")
 
 
-def _refuse_empty(folder: "Embeddings") -> None:
-    """Raise InputError for a folder without any vector, since its index could not be searched."""
+def _num_vectors(folder: "Embeddings") -> int:
+    """Return the number of vectors in a folder. InputError for none, since an index of it could not
+    be searched."""
     from featkit.embeddings import nothing_embedded
 
     if folder.num_rows == 0:
@@ -175,3 +190,4 @@ def _refuse_empty(folder: "Embeddings") -> None:
         raise InputError(
             f"{folder.path} holds no vectors. {nothing_embedded(num_failed, failures[0][1])}"
         )
+    return folder.num_rows - num_failed

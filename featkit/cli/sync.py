@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from cyclopts import Parameter
 from featkit.cli.calibrate import measure_if_due
 from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.options import AsJson, Quiet, Rehash, Retry
+from featkit.cli.outlook import before_sync
 from featkit.cli.promising import (
     Memory,
     Recall,
@@ -108,7 +110,7 @@ def sync(
     if watch:
         _watch(photos, index, model, options, promise, quiet=quiet, json_=json_)
         return
-    report = _run(photos, index, model, options, quiet=quiet or json_)
+    report = _run(photos, index, model, options, promise, quiet=quiet or json_)
     _print_report(report, index, json_=json_)
     if not dry_run:
         _keep_up(index, promise, quiet=quiet or json_)
@@ -134,7 +136,7 @@ def _watch(
     for _ in changes_of(photos, own=index):
         try:
             silent = quiet or json_ or not is_first
-            report = _run(photos, index, model, options, quiet=silent)
+            report = _run(photos, index, model, options, promise, quiet=silent)
             _keep_up(index, promise if is_first else None, quiet=silent, builds=is_first)
             options = replace(options, background=True)
         except Interrupted:
@@ -152,14 +154,27 @@ def _watch(
 
 
 def _run(
-    photos: Path, index: Path, model: Path | None, options: SyncOptions, *, quiet: bool
+    photos: Path,
+    index: Path,
+    model: Path | None,
+    options: SyncOptions,
+    promise: Promise | None,
+    *,
+    quiet: bool,
 ) -> SyncReport:
     from featkit.syncing import sync
 
     def progress(label: str, total: int) -> AbstractContextManager[Callable[[int, int], None]]:
         return ProgressReporter(label, total=total, quiet=quiet)
 
-    report = sync(photos, index, model=model, options=options, progress=progress)
+    report = sync(
+        photos,
+        index,
+        model=model,
+        options=options,
+        progress=progress,
+        before=partial(before_sync, index, model, promise, quiet=quiet),
+    )
     if options.dry_run and not quiet:
         _print_changes(report)
     return report

@@ -135,13 +135,15 @@ def _table(
 
 
 class VectorFile:
-    """A Parquet file of keys and vectors. InputError if it cannot be read or lacks a column."""
+    """A Parquet file of keys and vectors, `num_rows` of them. InputError if it cannot be read or
+    lacks a column.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with open_arrow(path) as file:
-                schema = pq.read_schema(file)
+            with open_arrow(path) as file, pq.ParquetFile(file) as parquet:
+                schema, self.num_rows = parquet.schema_arrow, parquet.metadata.num_rows
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{path} cannot be read as Parquet: {first_line(error)}.") from error
         missing = [name for name in (KEY, EMBEDDING) if name not in schema.names]

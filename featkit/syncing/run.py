@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from featkit.embeddings.columns import Metadata, metadata_of
 from featkit.errors import InputError, Interrupted
 from featkit.index import Index, IndexState
 from featkit.index.records import KnownFile, Value, same_metadata
 from featkit.modelfile import read_manifest
-from featkit.sources import Source, open_source
+from featkit.sources import Source, open_source, subset
 from featkit.sources.rows import column_notes
 from featkit.sources.selection import EVERYTHING, Selection
 from featkit.syncing.applying import Applier, source_metadata, source_name
@@ -84,6 +85,14 @@ class SyncReport:
     seconds: float = 0.0
 
 
+# Called with images, the index if it exists, and the number of images that it will have.
+BeforeEmbedding: TypeAlias = Callable[[Source, Index | None, int], None]
+
+
+def do_nothing(_source: Source, _index: Index | None, _num_after: int) -> None:
+    """Let the run start."""
+
+
 def no_progress(_label: str, _total: int) -> AbstractContextManager[Callable[[int, int], None]]:
     """Show no progress."""
     return nullcontext(lambda _done, _failed: None)
@@ -96,6 +105,7 @@ def sync(
     model: str | Path | None = None,
     options: SyncOptions = SyncOptions(),
     progress: Progress = no_progress,
+    before: BeforeEmbedding = do_nothing,
 ) -> SyncReport:
     """Make an index equal to a source: embed new and changed images, and remove gone ones.
 
@@ -104,7 +114,9 @@ def sync(
     run continues. Items that were added by other means stay, unless the source has their key.
 
     source: what `open_source` takes, or a source. model: a model file, featkit-tiny by default; an
-    existing index has its own. progress: called with a label and a total for each stage.
+    existing index has its own. progress: called with a label and a total for each stage. before:
+    called before anything is changed, if images will be embedded, with these images, the index or
+    None for a new one, and how many images it will have; what it raises ends the run.
 
     InputError if the source has no images, if none could be embedded, if the index was made by
     another model or from another source, or if most of it would be removed. EnvironmentProblem if
@@ -121,9 +133,12 @@ def sync(
             source, find_changes(listing, {}, progress=progress, rehash=False, retry=False)
         )
     else:
+        if not path.exists() and len(source):
+            before(source, None, len(source))
+            before = do_nothing
         with _opened(path, model, options) as opened:
             try:
-                report = _sync(listing, opened, options, progress)
+                report = _sync(listing, opened, options, progress, before)
             except KeyboardInterrupt:
                 raise Interrupted(
                     f"Stopped by Ctrl-C; {path} holds {counted(len(opened), 'image')}, and the same"
@@ -133,7 +148,13 @@ def sync(
     return report
 
 
-def _sync(listing: Listing, index: Index, options: SyncOptions, progress: Progress) -> SyncReport:
+def _sync(
+    listing: Listing,
+    index: Index,
+    options: SyncOptions,
+    progress: Progress,
+    before: BeforeEmbedding,
+) -> SyncReport:
     name = source_name(listing.source)
     recorded = index.read(lambda state: state.catalogue.settings().get(SOURCE_SETTING))
     if not options.new_source:
@@ -152,6 +173,9 @@ def _sync(listing: Listing, index: Index, options: SyncOptions, progress: Progre
     report = _planned(listing.source, changes)
     report.num_removed = _num_items_gone(known, changes)
     if not options.dry_run:
+        if to_embed := [listing.items[key] for key in (*changes.new, *changes.changed)]:
+            num_added = len(changes.new) + len(changes.copies) - report.num_removed
+            before(subset(listing.source, to_embed), index, num_items + num_added)
         if recorded != name:
             index.writer().set_setting(SOURCE_SETTING, name)
         applier = Applier(listing, index, known, options, progress)
