@@ -5,12 +5,15 @@ Engines are tried on an image, not looked up: an installed package may still fai
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -19,12 +22,20 @@ import numpy as np
 
 from featkit._version import __version__
 from featkit.backends import Run
+from featkit.backends.base import ONNXRUNTIME
 from featkit.backends.choosing import cpu_facts, offered_runs
+from featkit.backends.opening import check_exclusive_packages
 from featkit.embedder import Embedder
-from featkit.errors import FeatkitError
+from featkit.errors import EnvironmentProblem, FeatkitError
 from featkit.modelfile import read_manifest
 from featkit.models import default_model_path
-from featkit.resources import cache_folder, spare_memory, usable_cpus, usable_memory
+from featkit.resources import (
+    cache_folder,
+    machine_memory,
+    spare_memory,
+    usable_cpus,
+    usable_memory,
+)
 from featkit.wording import counted, first_line
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -49,12 +60,23 @@ NETWORK_FILE_SYSTEMS = (
     "cifs",
     "smb",
     "9p",
-    "fuse.sshfs",
     "afs",
+    "beegfs",
     "ceph",
+    "davfs",
+    "fuse.ceph",
+    "fuse.gcsfuse",
+    "fuse.glusterfs",
+    "fuse.rclone",
+    "fuse.s3fs",
+    "fuse.sshfs",
     "glusterfs",
+    "gpfs",
     "lustre",
 )
+NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
+# By which times of files and the clock may differ: FAT stores times in steps of 2 s.
+CLOCK_TOLERANCE_S = 3.0
 EARLIEST_YEAR = 2026  # before this, the clock is wrong
 
 
@@ -73,8 +95,10 @@ def examine(folder: Path = Path()) -> Iterator[Finding]:
     yield Finding("featkit", f"{__version__} on Python {platform.python_version()}, {sys.platform}")
     yield from _processor()
     yield _memory()
+    yield _gpus()
     yield from _disks(folder)
-    yield _clock()
+    yield _clock(folder)
+    yield _packages()
     yield from _extras()
     yield _faiss()
     yield from _engines()
@@ -101,14 +125,42 @@ def _processor() -> Iterator[Finding]:
 
 
 def _memory() -> Finding:
-    usable, spare = usable_memory(), spare_memory()
+    usable, spare = usable_memory(), min(spare_memory(), _available_memory())
     little = spare < LITTLE_MEMORY
+    total = max([usable, *machine_memory()])
+    limited = "" if usable == total else f" of {total / 2**30:.1f} GiB, by a cgroup or `ulimit -v`"
     return Finding(
         "memory",
-        f"{usable / 2**30:.1f} GiB usable, {spare / 2**30:.1f} GiB free",
+        f"{usable / 2**30:.1f} GiB usable{limited}, {spare / 2**30:.1f} GiB free",
         WARNING if little else OK,
         "Fewer threads will be used; close other programs or raise the limit." if little else "",
     )
+
+
+def _available_memory() -> float:
+    """Return the bytes that the machine could give to a process; infinite where /proc does not
+    say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return math.inf
+    kib = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return math.inf if kib is None else 1024 * int(kib)
+
+
+def _gpus() -> Finding:
+    """Return which NVIDIA GPUs the driver has; the engines say below whether they run on one."""
+    models = []
+    for file in sorted(NVIDIA_GPUS.glob("*/information")):
+        facts = cpu_facts(file)  # the same format
+        models.append(facts.get("Model", file.parent.name))
+    if not models:
+        return Finding("GPU", "none with NVIDIA's driver")
+    value = ", ".join(models)
+    if _version("onnxruntime-gpu") is None:
+        advice = "It is not used: pip uninstall onnxruntime faiss-cpu; pip install 'featkit[gpu]'."
+        return Finding("GPU", value, WARNING, advice)
+    return Finding("GPU", value)
 
 
 def _disks(folder: Path) -> Iterator[Finding]:
@@ -149,14 +201,42 @@ def _file_system(path: Path) -> str:
     return kind
 
 
-def _clock() -> Finding:
+def _clock(folder: Path) -> Finding:
+    """Return the time, which times of files are compared with."""
     now = time.gmtime()
     text = time.strftime("%Y-%m-%dT%H:%M:%SZ", now)
     if now.tm_year < EARLIEST_YEAR:
         return Finding(
             "clock", text, PROBLEM, "Set the clock: times of files are compared with it."
         )
+    with suppress(OSError):  # a folder that cannot be written is another finding
+        before = time.time()
+        with tempfile.TemporaryFile(dir=_existing(folder.absolute())) as file:
+            file.write(b"featkit")
+            file.flush()
+            ahead = os.fstat(file.fileno()).st_mtime - before
+        if abs(ahead) > CLOCK_TOLERANCE_S:
+            return Finding(
+                "clock",
+                f"{text}; files in this folder get a time {ahead:+.0f} s from it",
+                WARNING,
+                "Set the clocks of this machine and of its disk by one time server.",
+            )
     return Finding("clock", text)
+
+
+def _packages() -> Finding:
+    """Return the versions of the packages that featkit always needs."""
+    names = _packages_of("")
+    value = ", ".join(f"{name} {_version(name) or 'is missing'}" for name in names)
+    try:
+        check_exclusive_packages()
+    except EnvironmentProblem as error:
+        return Finding("packages", value, PROBLEM, str(error))
+    if any(_version(name) is None for name in names):
+        advice = "Install featkit again: pip install --force-reinstall 'featkit[cpu]'."
+        return Finding("packages", value, PROBLEM, advice)
+    return Finding("packages", value)
 
 
 def _extras() -> Iterator[Finding]:
@@ -175,12 +255,16 @@ def _extras() -> Iterator[Finding]:
 
 
 def _packages_of(extra: str) -> list[str]:
-    """Return the packages that an extra asks for."""
+    """Return the packages that an extra asks for, or featkit itself by ""."""
     try:
         wanted = requires("featkit") or []
     except PackageNotFoundError:  # run from a source tree that is not installed
         return []
-    marked = [line for line in wanted if f"extra == '{extra}'" in line.replace('"', "'")]
+    marked = [
+        line
+        for line in wanted
+        if (f"extra == '{extra}'" in line.replace('"', "'") if extra else "extra ==" not in line)
+    ]
     names = []
     for line in marked:
         name = line.partition(";")[0].strip()
@@ -207,7 +291,9 @@ def _faiss() -> Finding:
     options = " ".join(str(faiss.get_compile_options()).split())
     gpus = int(getattr(faiss, "get_num_gpus", lambda: 0)())
     built = f", {counted(gpus, 'GPU')}" if gpus else ""
-    return Finding("FAISS", f"{faiss.__version__} ({options}), {MOST_THREADS} threads{built}")
+    return Finding(
+        "FAISS", f"{faiss.__version__} ({options}), {counted(MOST_THREADS, 'thread')}{built}"
+    )
 
 
 def _engines() -> Iterator[Finding]:
@@ -239,4 +325,17 @@ def _tried(model: Path, run: Run) -> Finding:
             PROBLEM,
             "It is installed but does not run here; install its package again, or another engine.",
         )
-    return Finding(f"engine {run}", f"works, {1000 * (time.perf_counter() - started):.1f} ms")
+    milliseconds = 1000 * (time.perf_counter() - started)
+    value = f"works on {embedder.backend_name}, {milliseconds:.1f} ms"
+    if run.backend == ONNXRUNTIME and _misses_gpu(embedder.backend_name):
+        advice = (
+            "The GPU is not used: NVIDIA's driver may be too old for onnxruntime-gpu; update it."
+        )
+        return Finding(f"engine {run}", value, WARNING, advice)
+    return Finding(f"engine {run}", value)
+
+
+def _misses_gpu(name: str) -> bool:
+    """Return whether ONNX Runtime fell back to the CPU although it and the machine have a GPU."""
+    has_gpu = _version("onnxruntime-gpu") is not None and any(NVIDIA_GPUS.glob("*"))
+    return has_gpu and name.endswith("CPU")
