@@ -24,7 +24,8 @@ def export_vectors(
 ) -> None:
     """Write the keys, vectors and metadata of INDEX to OUT, a Parquet file that any tool can read.
 
-    `featkit index OUT --out other.index` makes an index of it again.
+    `featkit index OUT --out other.index` makes an index of it again. A column has one type, so a
+    metadata field with numbers for some images and text for others becomes text.
 
     Example: featkit export-vectors photos.index vectors.parquet
 
