@@ -8,11 +8,15 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 from PIL import ExifTags, Image
+
+from featkit.filetypes import what_is
+from featkit.images.plugins import exif_by_plugin, is_plugin_kind
 
 NAMES = ("taken", "camera", "orientation", "latitude", "longitude")
 MAKE, MODEL, ORIENTATION = 0x010F, 0x0110, 0x0112
@@ -31,11 +35,10 @@ def exif_of(data: bytes, *, position: bool = False) -> dict[str, str | int | flo
     position: also `latitude` and `longitude`, in degrees.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            exif = _exif_of(image)
+        with _opened_exif(data) as exif:
             tags: dict[int, Any] = {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}
             gps: dict[int, Any] = exif.get_ifd(ExifTags.IFD.GPSInfo) if position else {}
-    except Exception:  # Pillow raises many kinds of errors for damaged metadata
+    except Exception:  # Pillow and libheif raise many kinds of errors for damaged metadata
         return {}
     orientation = tags.get(ORIENTATION)
     found: dict[str, str | int | float | None] = {
@@ -46,6 +49,17 @@ def exif_of(data: bytes, *, position: bool = False) -> dict[str, str | int | flo
         "longitude": _degrees(gps, *LONGITUDE),
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+@contextmanager
+def _opened_exif(data: bytes) -> Iterator[Image.Exif]:
+    """Yield the EXIF of a file, which may be read from the open file."""
+    kind = what_is(data)
+    if is_plugin_kind(kind):
+        yield exif_by_plugin(data, kind)
+        return
+    with Image.open(io.BytesIO(data)) as image:
+        yield _exif_of(image)
 
 
 def _exif_of(image: Image.Image) -> Image.Exif:

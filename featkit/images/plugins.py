@@ -9,16 +9,27 @@ from __future__ import annotations
 import importlib
 import io
 import struct
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from featkit.errors import InputError
 from featkit.filetypes import HEIC, JPEG_XL, Kind
 from featkit.images.limits import ImageLimits, check_num_pixels
 from featkit.images.room import wait_for_room
 
+# The magic numbers of raw files that are otherwise TIFF files, with those of TIFF.
+TIFF_MAGIC = {
+    b"II*\0": b"II*\0",
+    b"MM\0*": b"MM\0*",
+    b"IIRO": b"II*\0",
+    b"IIRS": b"II*\0",
+    b"MMOR": b"MM\0*",
+    b"IIU\0": b"II*\0",
+}
+RAF_MAGIC, RAF_JPEG_AT = b"FUJIFILMCCD-RAW", 84
 LIES_ON_ITS_SIDE = (5, 6)  # LibRaw's codes for a camera held sideways
 RAW_PREFIX = "a camera RAW photo"
 
@@ -106,19 +117,52 @@ def _import(package: str, kind: Kind, name: str) -> Any:
         raise InputError(kind.sentence(name, otherwise="convert it to JPEG")) from error
 
 
-def _codestream(data: bytes) -> bytes:
-    """Return the start of a JPEG XL container's codestream: its `jxlc` box, or the first `jxlp`."""
+def exif_by_plugin(data: bytes, kind: Kind) -> Image.Exif:
+    """Return the EXIF of a file for which `is_plugin_kind` is true, with the orientation as stored.
+
+    Empty if there is none, or in a format that is not known here (CR3, compressed in JPEG XL). May
+    raise anything for damaged files, and InputError without the package for HEIC.
+    """
+    exif = Image.Exif()
+    if kind == HEIC:
+        info = _import("pillow_heif", kind, "The file").HeifImageFile(io.BytesIO(data)).info
+        exif.load(info.get("exif") or b"")
+        if (orientation := info.get("original_orientation")) is not None:
+            exif[ExifTags.Base.Orientation] = orientation
+    elif kind == JPEG_XL:
+        body = next((data[start:end] for name, start, end in _boxes(data) if name == b"Exif"), b"")
+        # pillow-jxl-plugin 1.3 leaves out the offset that the standard puts before it.
+        if body[:4] not in TIFF_MAGIC:
+            body = body[4 + int.from_bytes(body[:4], "big") :]
+        exif.load(body)
+    elif (magic := TIFF_MAGIC.get(data[:4])) is not None:
+        exif.load(data if data.startswith(magic) else magic + data[4:])
+    elif data.startswith(RAF_MAGIC):
+        start, size = struct.unpack_from(">II", data, RAF_JPEG_AT)
+        with Image.open(io.BytesIO(data[start : start + size])) as preview:
+            exif = preview.getexif()
+    return exif
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, start and end of the content of each box of a JPEG XL container."""
     at = 0
     while at + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
         body = at + 8
         if size == 1:
             size, body = int.from_bytes(data[at + 8 : at + 16], "big"), at + 16
-        if kind in (b"jxlc", b"jxlp"):
-            return data[body + (4 if kind == b"jxlp" else 0) :][:64]
+        yield kind, body, at + size if size else len(data)  # 0 means up to the end
         if size < body - at:
             break
         at += size
+
+
+def _codestream(data: bytes) -> bytes:
+    """Return the start of a JPEG XL container's codestream: its `jxlc` box, or the first `jxlp`."""
+    for kind, body, _ in _boxes(data):
+        if kind in (b"jxlc", b"jxlp"):
+            return data[body + (4 if kind == b"jxlp" else 0) :][:64]
     return b""
 
 

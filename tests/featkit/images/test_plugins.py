@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, features
 
 from featkit.images import ImageLimits, decode
+from featkit.images.exif import exif_of
 from featkit.images.plugins import jpeg_xl_size
 from tests.image_files import encoded
 from tests.images import draw_image
@@ -30,6 +31,7 @@ def heic(image: Image.Image, **options: Any) -> bytes:
     """A HEIC by pillow-heif, near lossless. It is registered with Pillow to write, and Pillow is
     left as it was."""
     pillow_heif = pytest.importorskip("pillow_heif")
+    Image.init()  # or what it registers later would be forgotten below
     before = {
         name: getattr(Image, name).copy()
         for name in ("ID", "OPEN", "SAVE", "SAVE_ALL", "EXTENSION", "MIME")
@@ -135,6 +137,62 @@ def test_the_size_of_a_jpeg_xl_is_not_what_another_box_says() -> None:
     assert jpeg_xl_size(data[:end] + other + data[end:]) == (120, 160)
     for size in (b"", b"\0\0\0\x03", b"\0\0\0\x01" + b"jxlc" + bytes(7)):
         assert jpeg_xl_size(data[:end] + size) is None
+
+
+def taken(orientation: int) -> Image.Exif:
+    """EXIF as cameras write it."""
+    exif = turned(orientation)
+    exif[0x010F], exif[0x0110] = "Canon", "EOS R5"
+    exif.get_ifd(0x8769)[0x9003] = "2024:05:01 12:30:00"
+    return exif
+
+
+def test_exif_of_a_heic_is_read_with_the_stored_orientation() -> None:
+    found = exif_of(heic(IMAGE, exif=taken(6)))
+    assert found == {"taken": "2024-05-01T12:30:00", "camera": "Canon EOS R5", "orientation": 6}
+    assert exif_of(heic(IMAGE)) == {}
+
+
+def test_exif_of_a_jpeg_xl_is_read_from_its_box() -> None:
+    data = jpeg_xl(IMAGE, container=True, exif=taken(6).tobytes()[6:])
+    found = exif_of(data)
+    assert found == {"taken": "2024-05-01T12:30:00", "camera": "Canon EOS R5", "orientation": 6}
+    assert exif_of(jpeg_xl(IMAGE)) == exif_of(jpeg_xl(IMAGE, container=True)) == {}
+    at = data.index(b"Exif") - 4
+    end = at + int.from_bytes(data[at : at + 4], "big")
+    content = b"Exif" + struct.pack(">I", 2) + b"ab" + data[at + 8 : end]  # as the standard has it
+    standard = data[:at] + struct.pack(">I", 4 + len(content)) + content + data[end:]
+    assert exif_of(standard) == found
+    assert exif_of(data[:at] + struct.pack(">I", 0) + content) == found  # 0: up to the end
+
+
+def test_exif_of_raw_photos_is_read() -> None:
+    dng = dng_file(PIXELS, orientation=8)
+    expected = {"camera": "featkit drawn", "orientation": 8}
+    assert exif_of(dng) == expected
+    for magic in (b"IIRO", b"IIRS", b"IIU\0"):
+        assert exif_of(magic + dng[4:]) == expected
+    preview = encoded(IMAGE, "JPEG", exif=taken(3))
+    head = b"FUJIFILMCCD-RAW".ljust(84, b"0") + struct.pack(">II", 200, len(preview))
+    assert exif_of(head.ljust(200, b"0") + preview)["camera"] == "Canon EOS R5"
+
+
+@pytest.mark.parametrize("kind", ["heic", "jxl", "dng", "raf"])
+def test_damaged_exif_of_plugin_kinds_is_left_out(kind: str) -> None:
+    data = {
+        "heic": lambda: heic(IMAGE, exif=taken(6)),
+        "jxl": lambda: jpeg_xl(IMAGE, container=True, exif=taken(6).tobytes()[6:]),
+        "dng": lambda: dng_file(PIXELS),
+        "raf": lambda: b"FUJIFILMCCD-RAW" + bytes(200),
+    }[kind]()
+    for cut in range(0, min(len(data), 600), 7):
+        exif_of(data[:cut])
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        changed = bytearray(data)
+        for at in generator.integers(0, min(len(data), 600), 5):
+            changed[at] = generator.integers(0, 256)
+        assert {*exif_of(bytes(changed))} <= {"taken", "camera", "orientation"}
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
