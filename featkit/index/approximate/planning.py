@@ -199,7 +199,7 @@ def _approximate(
     kind = fitting[0]
     reasons = [
         f"A scan of all vectors would take about {scan_ms:.0f} ms a query.",
-        f"{kind.about.capitalize()} takes {sizes[kind] / raw:.0%} of the vectors' {decimal(raw)}.",
+        f"The memory of {kind.about} is {sizes[kind] / raw:.0%} of the vectors' {decimal(raw)}.",
     ]
     for finer in list(sizes)[: list(sizes).index(kind)]:
         reasons.append(
@@ -211,7 +211,11 @@ def _approximate(
             "Images that are added later are scanned until codes are built again, which is due"
             f" about every {max(1, round(REBUILD_SHARE / change_a_day)):,} days."
         )
-    seconds = LIST_ADD_S if kind is LISTS else GRAPH_ADD_S * math.log2(max(2, num_items))
+    # A graph's walk grows with the logarithm of the vectors, the lists and their lengths with the
+    # square root.
+    steps, longer = math.log2(max(2, num_items)), math.sqrt(num_items / MANY)
+    seconds = LIST_ADD_S * longer if kind is LISTS else GRAPH_ADD_S * steps
+    growth = longer if kind is LISTS else steps / math.log2(MANY)
     codes = num_items * kind.bytes_per_row(width)
     built_on = codes if kind is LISTS else num_items * FINE_GRAPH.bytes_per_row(width)
     trained_on = max(num_trained_on(kind, num_items), min(ROWS_PER_ADD, num_items))
@@ -222,10 +226,6 @@ def _approximate(
         disk_bytes=raw + codes,
         build_seconds=num_items * seconds * width / WIDTH / processors,
         build_bytes=built_on + 3 * 4 * width * trained_on,
-        search_ms=1000
-        * SEARCH_S[kind]
-        * math.log2(num_items)
-        / math.log2(MANY)
-        * max(1.0, width / WIDTH),
+        search_ms=1000 * SEARCH_S[kind] * growth * max(1.0, width / WIDTH),
         reasons=tuple(reasons),
     )

@@ -88,11 +88,18 @@ def test_words_give_the_costs_and_the_reasons() -> None:
         "1,000,000 images: search by a graph over 1-bit codes, about 1.7 ms a query, 213.6 MB of"
         " memory, 1.7 GB of disk, built in about 7 min within 570.4 MB.",
         "A scan of all vectors would take about 76 ms a query.",
-        "A graph over 1-bit codes takes 14% of the vectors' 1.5 GB.",
+        "The memory of a graph over 1-bit codes is 14% of the vectors' 1.5 GB.",
         "A graph over 4-bit codes would take 349.0 MB, more than --memory allows.",
         "Images that are added later are scanned until codes are built again, which is due about"
         " every 10 days.",
     ]
+
+
+def test_the_time_of_lists_grows_with_the_square_root() -> None:
+    million, billion = (plan_search(count, 384, memory=count * 121) for count in (1_000_000, 10**9))
+    assert million.kind is billion.kind is LISTS
+    assert billion.search_ms == pytest.approx(million.search_ms * 1000**0.5)
+    assert billion.build_seconds == pytest.approx(million.build_seconds * 1000**1.5)
 
 
 @pytest.fixture
