@@ -21,9 +21,7 @@ import numpy as np
 from featkit.atomic import replace_file, write_text
 from featkit.errors import FeatkitError, InputError, Interrupted
 from featkit.index.approximate.codes import (
-    EF_CONSTRUCTION,
     FINE_GRAPH,
-    LINKS,
     ROWS_PER_ADD,
     Codes,
     Kind,
@@ -44,6 +42,7 @@ from featkit.index.approximate.generation import (
     codes_path,
     ids_path,
 )
+from featkit.index.approximate.graph import EF_CONSTRUCTION, ENTRY_STEP, LINKS
 from featkit.index.approximate.tuning import truth_of, tune
 from featkit.index.builders import LOCK_FILE, excluding_builders
 from featkit.index.index import Index
@@ -219,8 +218,8 @@ def _build(
     index, num_done = partial.read()
     saved = time.monotonic()
 
-    def batches(first: int) -> Iterator[np.ndarray]:
-        for start in range(first, len(ids), ROWS_PER_ADD):
+    def batches() -> Iterator[np.ndarray]:
+        for start in range(num_done, len(ids), ROWS_PER_ADD):
             yield snapshot.rows.take(ids[start : start + ROWS_PER_ADD])
 
     def on_added(index: Any) -> None:
@@ -234,12 +233,12 @@ def _build(
     sample = snapshot.rows.take(_sample(ids, num_trained_on(kind, len(ids))))
     if index is None:
         index = begin(kind, sample, num_rows=len(ids))
-    add(index, batches(num_done), on_added)
-    finished = finish(kind, index, sample, batches(0))
+    add(index, batches(), on_added)
+    finished = finish(kind, index, sample, lambda positions: snapshot.rows.take(ids[positions]))
     with replace_file(ids_path(path, name)) as temporary:
         temporary.write_bytes(ids.astype(INT64).tobytes())
     with replace_file(codes_path(path, name)) as temporary:
-        write_codes(finished, temporary)
+        finished.write(temporary)
     partial.remove()
 
 
@@ -255,7 +254,7 @@ def _content(rows: FileRows, ids: np.ndarray) -> int:
 def _digest(kind: Kind, snapshot: Snapshot, ids: np.ndarray, content: int) -> str:
     """Return what distinguishes this build from others, as 16 hexadecimal digits."""
     parts = [kind.name, snapshot.index_id, zlib.crc32(ids.tobytes()), content, snapshot.rows.width]
-    text = " ".join(map(str, [*parts, LINKS, EF_CONSTRUCTION, ROWS_PER_ADD]))
+    text = " ".join(map(str, [*parts, LINKS, EF_CONSTRUCTION, ENTRY_STEP, ROWS_PER_ADD]))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -281,7 +280,7 @@ class _Partial:
         """Save codes. The record comes last, and names the build and the number of vectors."""
         self._record.unlink(missing_ok=True)
         with replace_file(self._codes) as temporary:
-            write_codes(index, temporary)
+            write_codes(temporary, index)
         write_text(self._record, json.dumps({"build": self._name, "vectors": int(index.ntotal)}))
 
     def remove(self) -> None:

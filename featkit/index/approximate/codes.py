@@ -20,14 +20,19 @@ from typing import Any
 import numpy as np
 
 from featkit.errors import InputError
+from featkit.index.approximate.graph import (
+    ENTRY_STEP,
+    Graph,
+    VectorRows,
+    add_nodes,
+    begin_graph,
+    link_lost,
+    make_entries,
+)
 from featkit.index.bounded_faiss import faiss, shared_processors
 from featkit.paths import text_path
 
-LINKS = 16  # per node of a graph; twice that at the base
-EF_CONSTRUCTION = 80
-LEVEL_SEED = ROTATION_SEED = 0
-# All graphs are built on these codes: a graph that is built on 1-bit codes is poorer.
-BUILT_ON = "SQ4"
+ROTATION_SEED = 0
 GRAPH_BYTES = 148  # of a node's links, its level and its offset
 NUM_TRAINED_ON = 50_000
 TRAINED_ON_PER_LIST = 50
@@ -53,7 +58,7 @@ class Kind:
         if self is LISTS:
             return _parts(width) // 2 + 8
         code = width // 2 if self is FINE_GRAPH else width // 8 + 8
-        return GRAPH_BYTES + code
+        return GRAPH_BYTES + code + (GRAPH_BYTES + width // 2) // ENTRY_STEP
 
 
 EFS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -65,13 +70,22 @@ KINDS = {kind.name: kind for kind in (FINE_GRAPH, COARSE_GRAPH, LISTS)}
 
 
 class Codes:
-    """Finished codes. Any number of threads may search them."""
+    """Finished codes. Any number of threads may search them.
 
-    def __init__(self, index: Any) -> None:
+    entries: the small graph that belongs to a graph; None for lists.
+    """
+
+    def __init__(self, index: Any, entries: Any | None = None) -> None:
         self._index = index
-        self._is_rotated = isinstance(index, faiss.IndexPreTransform)
-        inner = faiss.downcast_index(index.index) if self._is_rotated else index
-        self._has_lists = isinstance(inner, faiss.IndexIVF)
+        self._rotation = None
+        self._graph = None
+        if entries is not None:
+            made: Any = faiss  # whose stubs lack these functions
+            graph: Any = index
+            if isinstance(graph, faiss.IndexPreTransform):
+                self._rotation = made.downcast_VectorTransform(self._index.chain.at(0))
+                graph = made.downcast_index(self._index.index)
+            self._graph = Graph(graph, entries)
 
     @classmethod
     def open(cls, path: Path) -> Codes:
@@ -79,13 +93,21 @@ class Codes:
 
         It is not mapped, since truncating a mapped file would kill the process.
         """
+        made: Any = faiss
         try:
             with text_path(path) as text:
-                return cls(faiss.read_index(text))
+                reader = made.FileIOReader(text)
+                index = made.read_index(reader)
+                has_lists = isinstance(index, faiss.IndexIVF)
+                return cls(index, None if has_lists else made.read_index(reader))
         except RuntimeError as error:
             raise InputError(
                 f"{path} is damaged or missing; run `featkit compact` to build it again."
             ) from error
+
+    def write(self, path: Path) -> None:
+        """Write the file that `open` reads. OSError if that fails."""
+        write_codes(path, self._index, *([] if self._graph is None else [self._graph.entries]))
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -108,14 +130,17 @@ class Codes:
         selector = None
         if bits is not None:
             selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-        made: Any = faiss  # whose stubs lack these classes
-        if self._has_lists:
-            parameters = made.SearchParametersIVF(nprobe=effort, sel=selector)
-        else:
-            kept = max(effort, num_candidates)
-            parameters = made.SearchParametersHNSW(efSearch=kept, sel=selector)
-        if self._is_rotated:
-            parameters = made.SearchParametersPreTransform(index_params=parameters)
+        if self._graph is not None:
+            rotated = queries if self._rotation is None else self._rotation.apply(queries)
+            return self._graph.search(
+                rotated,
+                num=num_candidates,
+                effort=effort,
+                entry_queries=queries,
+                selector=selector,
+            )
+        made: Any = faiss  # whose stubs lack this class
+        parameters = made.SearchParametersIVF(nprobe=effort, sel=selector)
         with shared_processors():
             _, positions = self._index.search(queries, num_candidates, params=parameters)
         return np.asarray(positions)
@@ -124,11 +149,14 @@ class Codes:
 def begin(kind: Kind, sample: np.ndarray, *, num_rows: int) -> Any:
     """Return FAISS's index, trained on a sample (n, D) float32 and still empty."""
     width = sample.shape[1]
-    factory = f"HNSW{LINKS},{BUILT_ON}"
-    if kind is LISTS:
-        factory = f"IVF{num_lists(num_rows)},PQ{_parts(width)}x4fs"
     with shared_processors():
-        begun: Any = faiss.index_factory(width, factory, faiss.METRIC_L2)
+        begun: Any = (
+            faiss.index_factory(
+                width, f"IVF{num_lists(num_rows)},PQ{_parts(width)}x4fs", faiss.METRIC_L2
+            )
+            if kind is LISTS
+            else begin_graph(width)
+        )
         begun.train(np.ascontiguousarray(sample, np.float32))
     return begun
 
@@ -152,33 +180,41 @@ def add(
     """Add vectors, each batch (n, D) float32. on_added: called with the index after each batch."""
     with shared_processors():
         is_graph = not isinstance(index, faiss.IndexIVF)
-        if is_graph:
-            index.hnsw.efConstruction = EF_CONSTRUCTION
         for batch in batches:
             if is_graph:
-                # Given for all vectors, they do not depend on what this process has drawn before.
-                levels = _levels(index.ntotal + len(batch))
-                faiss.copy_array_to_vector(levels, index.hnsw.levels)
-            index.add(np.ascontiguousarray(batch, np.float32))
+                add_nodes(index, batch)
+            else:
+                index.add(np.ascontiguousarray(batch, np.float32))
             on_added(index)
 
 
-def finish(kind: Kind, index: Any, sample: np.ndarray, batches: Iterable[np.ndarray]) -> Any:
-    """Return what is written to the file: for 1-bit codes, the graph over these codes instead.
+def finish(kind: Kind, index: Any, sample: np.ndarray, rows: VectorRows) -> Codes:
+    """Return the codes that are written to the file.
 
-    The codes are RaBitQ's (arXiv 2405.12497) of randomly rotated vectors. sample, batches: the
-    vectors that `begin` and `add` were given.
+    Nodes of a graph that were lost are linked, and 1-bit codes take the place of its 4-bit ones:
+    RaBitQ's (arXiv 2405.12497) of randomly rotated vectors. sample: the vectors that `begin` was
+    given. rows: returns the vectors (m, D) float32 at positions (m,) of those that `add` was given.
     """
-    if kind is not COARSE_GRAPH:
-        return index
+    if kind is LISTS:
+        return Codes(index)
+    graph = Graph(index, make_entries(index, rows))
+    link_lost(graph, rows)
+    if kind is COARSE_GRAPH:
+        return Codes(_with_bits(index, sample, rows), graph.entries)
+    return Codes(index, graph.entries)
+
+
+def _with_bits(index: Any, sample: np.ndarray, rows: VectorRows) -> Any:
+    """Return a graph over 4-bit codes with 1-bit codes instead."""
     width = sample.shape[1]
     rotation = faiss.RandomRotationMatrix(width, width)
     rotation.init(ROTATION_SEED)
     storage: Any = faiss.IndexRaBitQ(width, faiss.METRIC_L2)
     with shared_processors():
         storage.train(rotation.apply(np.ascontiguousarray(sample, np.float32)))
-        for batch in batches:
-            storage.add(rotation.apply(np.ascontiguousarray(batch, np.float32)))
+        for start in range(0, index.ntotal, ROWS_PER_ADD):
+            part = rows(np.arange(start, min(index.ntotal, start + ROWS_PER_ADD)))
+            storage.add(rotation.apply(np.ascontiguousarray(part, np.float32)))
     # The graph frees its codes with itself: the old ones become Python's to free, the new ones its.
     before = index.storage
     index.storage = storage
@@ -191,20 +227,15 @@ def _parts(width: int) -> int:
     return width // 2 if width % 2 == 0 else width
 
 
-def _levels(count: int) -> np.ndarray:
-    """Return the number of levels of each node, (count,) int32: 1 plus a geometric number, with
-    the probabilities of the paper (HNSW, arXiv 1603.09320, algorithm 1, line 4: mL = 1 / ln M).
-    """
-    uniform = 1.0 - np.random.default_rng(LEVEL_SEED).random(count)  # above 0
-    levels: np.ndarray = 1 + np.floor(-np.log(uniform) / np.log(LINKS))
-    return levels.astype(np.int32)
-
-
-def write_codes(index: Any, path: Path) -> None:
-    """Write FAISS's index as a file. OSError if that fails."""
+def write_codes(path: Path, *indexes: Any) -> None:
+    """Write FAISS's indexes to a file, one after another. OSError if that fails."""
+    made: Any = faiss
     try:
         with text_path(path) as text:
-            faiss.write_index(index, text)
+            writer = made.FileIOWriter(text)
+            for index in indexes:
+                faiss.write_index(index, writer)
+            del writer  # closes the file
     except RuntimeError as error:  # FAISS does not say why: the disk is full or the path is wrong
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 

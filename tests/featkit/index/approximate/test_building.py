@@ -18,7 +18,7 @@ from featkit.errors import EnvironmentProblem, InputError, Interrupted
 from featkit.index import Index, index_types
 from featkit.index.approximate import building
 from featkit.index.approximate.building import LowRecall, compact
-from featkit.index.approximate.codes import FINE_GRAPH, KINDS, LISTS, Kind
+from featkit.index.approximate.codes import FINE_GRAPH, KINDS, LISTS, Codes, Kind
 from featkit.index.approximate.generation import FOLDER, SETTING, Generation
 from featkit.index.approximate.searching import CodesSearcher
 from featkit.index.builders import LOCK_FILE
@@ -287,7 +287,7 @@ def test_a_full_disk_leaves_the_index_as_it_was(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(building, "write_codes", full)
+    monkeypatch.setattr(Codes, "write", full)
     with Index.open(index) as opened, pytest.raises(EnvironmentProblem, match="No space left"):
         compact(opened, kind=LISTS)
     assert generation_of(index) == old
