@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -162,10 +163,17 @@ def _calibration(index: Index, *, quiet: bool) -> Calibration:
 def _groups(index: Index, pairs: Sequence[Pair], protect: Sequence[str]) -> list[Group]:
     from featkit.duplicates import group_pairs
     from featkit.duplicates.decisions import distinct_pairs
+    from featkit.duplicates.sharpness import sharpness_of
 
     ids = sorted({each for pair in pairs for each in (pair.first, pair.second)})
     items: Mapping[int, Item] = index.read(lambda state: state.catalogue.items_by_id(ids))
-    return group_pairs(pairs, items, distinct=distinct_pairs(index), protected=protect)
+    return group_pairs(
+        pairs,
+        items,
+        distinct=distinct_pairs(index),
+        protected=protect,
+        sharpness=partial(sharpness_of, index),
+    )
 
 
 GROUP_COLUMNS = ("group", "level", "score", "keep", "reason", "key")

@@ -2,8 +2,8 @@
 
 calibration.py measures which scores edited copies have with this index's model and images.
 finding.py finds the pairs: candidates.py by their vectors (nearest.py), judging.py by the pixels
-(look.py, refining.py), and work.py keeps what was done. grouping.py makes groups of the pairs, and
-decisions.py remembers what a user said of them.
+(look.py, refining.py), and work.py keeps what was done. grouping.py makes groups of the pairs
+with an image to keep (sharpness.py), and decisions.py remembers what a user said of them.
 """
 
 from __future__ import annotations

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from featkit.duplicates.judging import Level, Pair
 from featkit.index import Item
+
+CLEARLY_LESS = 0.8  # of the sharpness of the sharpest
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ def group_pairs(
     *,
     distinct: frozenset[frozenset[str]] = frozenset(),
     protected: Sequence[str] = (),
+    sharpness: Callable[[Item], float] | None = None,
 ) -> list[Group]:
     """Return groups in which every pair is among `pairs`, those of the same bytes first.
 
@@ -39,7 +42,7 @@ def group_pairs(
 
     distinct: pairs of keys that a user said are not duplicates; images with the same bytes as one
     of the two are not duplicates of the other either. protected: folders whose images are kept
-    before all others.
+    before all others. sharpness: returns that of an item, which is compared if sizes are equal.
     """
     pairs = [pair for pair in pairs if pair.first in items and pair.second in items]
     standing = _standing([pair for pair in pairs if pair.level == Level.SAME])
@@ -85,7 +88,7 @@ def group_pairs(
                 members.append(other)
         if len(members) > 1 or copies[seed]:
             free -= {*members}
-            groups.append(_group(members, near, copies, items, protected))
+            groups.append(_group(members, near, copies, items, protected, sharpness))
     return sorted(groups, key=lambda group: (group.level, -len(group.items), group.items[0].key))
 
 
@@ -95,15 +98,17 @@ def _group(
     copies: Mapping[int, Sequence[int]],
     items: Mapping[int, Item],
     protected: Sequence[str],
+    sharpness: Callable[[Item], float] | None,
 ) -> Group:
     pairs = [near[first][second] for i, first in enumerate(members) for second in members[i + 1 :]]
-    everyone = [each for member in members for each in (member, *copies[member])]
-    ordered = sorted((items[each] for each in everyone), key=lambda item: _rank(item, protected))
+    everyone = [items[each] for member in members for each in (member, *copies[member])]
+    blurred = _blurred(everyone, protected, sharpness) if pairs and sharpness else frozenset()
+    ordered = sorted(everyone, key=lambda item: _rank(item, protected, blurred))
     return Group(
         level=max((pair.level for pair in pairs), default=Level.SAME),
         score=min((pair.score for pair in pairs), default=1.0),
         items=tuple(ordered),
-        reason=_reason(ordered, protected),
+        reason=_reason(ordered, protected, blurred),
     )
 
 
@@ -138,24 +143,44 @@ def _time(item: Item) -> str:
     return str(item.metadata.get("taken") or item.added or "~")
 
 
-def _rank(item: Item, protected: Sequence[str]) -> tuple[bool, int, str, int, str]:
-    """Return what is kept first: a protected folder, more pixels, the oldest, the shortest key."""
+def _blurred(
+    items: Sequence[Item], protected: Sequence[str], sharpness: Callable[[Item], float]
+) -> frozenset[int]:
+    """Return the ids of those that are clearly less sharp than the sharpest, of the items that
+    would be kept by their folder and size."""
+    best = min(_rank(item, protected, frozenset())[:2] for item in items)
+    first = [item for item in items if _rank(item, protected, frozenset())[:2] == best]
+    if len(first) == 1:
+        return frozenset()
+    values = {item.id: sharpness(item) for item in first}
+    least = CLEARLY_LESS * max(values.values())
+    return frozenset(item_id for item_id, value in values.items() if value < least)
+
+
+def _rank(
+    item: Item, protected: Sequence[str], blurred: frozenset[int]
+) -> tuple[bool, int, bool, str, int, str]:
+    """Return what is kept first: a protected folder, more pixels, the sharpest, the oldest, the
+    shortest key."""
     return (
         not _is_protected(item, protected),
         -_pixels(item),
+        item.id in blurred,
         _time(item),
         len(item.key),
         item.key,
     )
 
 
-def _reason(ordered: Sequence[Item], protected: Sequence[str]) -> str:
+def _reason(ordered: Sequence[Item], protected: Sequence[str], blurred: frozenset[int]) -> str:
     """Return in what the first item differs from the second."""
     first, second = ordered[0], ordered[1]
     if _is_protected(first, protected) and not _is_protected(second, protected):
         return "in a protected folder"
     if _pixels(first) != _pixels(second):
         return f"largest, {first.width}×{first.height}"
+    if second.id in blurred:
+        return "sharpest"
     if _time(first) != _time(second):
         return f"oldest, {_time(first)[:10]}"
     return "shortest name"

@@ -142,3 +142,16 @@ def test_same_bytes_are_grouped_however_they_are_paired(
     place = {each.id: number for number, group in enumerate(groups) for each in group.items}
     assert sum(len(group.items) for group in groups) == len(place)
     assert all(place[first] == place[second] for first, second in twins)
+
+
+def test_the_sharpest_of_equally_large_ones_is_kept() -> None:
+    items = {0: item(0, added="2020"), 1: item(1), 2: item(2, width=90)}
+    pairs = [near(0, 1), near(0, 2), near(1, 2)]
+    values = {0: 0.5, 1: 1.0, 2: 9.0}
+    (group,) = group_pairs(pairs, items, sharpness=lambda each: values[each.id])
+    assert ([each.id for each in group.items], group.reason) == ([1, 0, 2], "sharpest")
+    values[0] = 0.9  # not clearly less
+    (group,) = group_pairs(pairs, items, sharpness=lambda each: values[each.id])
+    assert (group.items[0].id, group.reason) == (0, "oldest, 2020")
+    (group,) = group_pairs([same(0, 1)], items, sharpness=lambda _each: 1 / 0)
+    assert group.items[0].id == 0  # the same bytes are equally sharp
