@@ -18,8 +18,8 @@ How many edited copies and how many strangers reach SAME is measured by bench_lo
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +41,7 @@ PROMISING = 0.5  # correlation of a position from which the images are laid over
 SAME, SURELY_SAME = 0.25, 0.35
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Look:
     """An image prepared for looks.
 
@@ -91,7 +91,7 @@ def agreement(first: Look, second: Look, *, enough: float = 1.0) -> float:
     positions = [
         (position, view, other)
         for view, other in ((first, second), (second, first))
-        for position in _best_positions(view.small, other.image)
+        for position in _best_positions(view.small, other)
         if position.correlation >= PROMISING
     ]
     best = 0.0
@@ -103,13 +103,13 @@ def agreement(first: Look, second: Look, *, enough: float = 1.0) -> float:
     return best
 
 
-def _best_positions(view: np.ndarray, image: Image.Image) -> list[_Position]:
+def _best_positions(view: np.ndarray, other: Look) -> list[_Position]:
     """Return, for each angle, where a template of an image that is turned by it has the largest
     correlation with a part of a view."""
     H, W = view.shape
     sums, squares = _integral(view), _integral(view * view)
     best = [_Position(0.0, angle, False, 0, 0, 0, 0) for angle in ANGLES]
-    for h, w, templates in _templates(image, H, W):
+    for h, w, templates in _templates(other, H, W):
         parts = sliding_window_view(view, (h, w)).reshape(-1, h * w)  # (positions, h * w)
         products = parts @ templates.T  # (positions, N)
         mean = _windows(sums, h, w) / (h * w)
@@ -126,16 +126,19 @@ def _best_positions(view: np.ndarray, image: Image.Image) -> list[_Position]:
     return best
 
 
-def _templates(image: Image.Image, H: int, W: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yield (h, w, templates (N, h * w)) of each scale: for each angle as it is and mirrored, with
+@lru_cache(maxsize=64)  # 80 kB each; the pairs of one image follow each other
+def _templates(look: Look, H: int, W: int) -> list[tuple[int, int, np.ndarray]]:
+    """Return (h, w, templates (N, h * w)) of each scale: for each angle as it is and mirrored, with
     mean 0 and deviation 1, or 0 if there is no detail.
     """
+    image = look.image
+    made: list[tuple[int, int, np.ndarray]] = []
     turned = [image if angle == 0 else _turned(image, angle) for angle in ANGLES]
     fit = min(W / image.width, H / image.height)
     for scale in SCALES:
         w, h = round(image.width * fit * scale), round(image.height * fit * scale)
         if min(h, w) < LEAST_SIDE:
-            return
+            break
         pixels = np.stack(
             [np.asarray(each.resize((w, h), Image.Resampling.BOX), np.float32) for each in turned]
         )
@@ -143,7 +146,8 @@ def _templates(image: Image.Image, H: int, W: int) -> Iterator[tuple[int, int, n
         deviation = pixels.std(axis=(1, 2), keepdims=True)
         deviation[deviation < LEAST_DEVIATION] = np.inf
         pixels /= deviation
-        yield h, w, np.stack([pixels, pixels[:, :, ::-1]], axis=1).reshape(-1, h * w)
+        made.append((h, w, np.stack([pixels, pixels[:, :, ::-1]], axis=1).reshape(-1, h * w)))
+    return made
 
 
 def _turned(image: Image.Image, angle: int) -> Image.Image:

@@ -74,6 +74,7 @@ def test_a_plain_region_next_to_detail_does_not_exceed_1() -> None:
 def test_the_correlation_equals_a_plain_loop() -> None:
     view = np.random.default_rng(0).uniform(0, 255, (20, 24)).astype(np.float32)
     image = Image.fromarray(view[4:18, 6:20].astype(np.uint8))
+    prepared = Look(view, image, view, 0.0)
     best = 0.0
     for scale in [0.88**step for step in range(8)]:
         w = h = round(14 * min(24 / 14, 20 / 14) * scale)
@@ -85,7 +86,7 @@ def test_the_correlation_equals_a_plain_loop() -> None:
                 for left in range(24 - w + 1):
                     window = view[top : top + h, left : left + w].astype(np.float64)
                     best = max(best, np.corrcoef(window.ravel(), template.ravel())[0, 1])
-    assert _best_positions(view, image)[0].correlation == pytest.approx(best, abs=1e-4)
+    assert _best_positions(view, prepared)[0].correlation == pytest.approx(best, abs=1e-4)
 
 
 def shape_on_plain_ground(seed: int) -> Image.Image:
