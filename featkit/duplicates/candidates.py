@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from featkit.duplicates.nearest import (
+    EMPTY,
     Bounds,
     Nearest,
     Side,
@@ -26,6 +27,7 @@ from featkit.wording import counted, duration
 WORTH_S = 60.0  # codes are used if they save more than this
 TOLD_S = 10.0  # shorter comparisons begin without a word
 NUM_TIMED, NUM_SAMPLED = 256, 500
+ROWS_AT_ONCE = 65_536
 SEED = 0
 
 OnStep = Callable[[str], None]
@@ -101,8 +103,9 @@ def candidate_pairs(
     for done, share in steps:
         on_progress("images", round(share * len(side)), len(side))
         work.save_if_due(partial(_saved, nearest, done, by_codes))
-    rows, positions = nearest.pairs()
-    return _unique(rows, positions, side, others, is_self=is_self)
+    pairs = _unique(nearest, len(others), is_self=is_self)
+    del nearest
+    return side.ids[pairs // len(others)], others.ids[pairs % len(others)]
 
 
 def _saved(nearest: Nearest, done: int, by_codes: bool) -> dict[str, np.ndarray]:
@@ -113,14 +116,25 @@ def _saved(nearest: Nearest, done: int, by_codes: bool) -> dict[str, np.ndarray]
     }
 
 
-def _unique(
-    rows: np.ndarray, positions: np.ndarray, side: Side, others: Side, *, is_self: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids of pairs, each once and in order."""
-    if is_self:
-        rows, positions = np.minimum(rows, positions), np.maximum(rows, positions)
-    unique = np.unique(rows * len(others) + positions)
-    return side.ids[unique // len(others)], others.ids[unique % len(others)]
+def _unique(nearest: Nearest, num_others: int, *, is_self: bool) -> np.ndarray:
+    """Return all pairs, each once and in order, as row * num_others + position, (p,) int64."""
+    count = len(nearest.positions)
+    pairs = np.empty(np.count_nonzero(nearest.positions != EMPTY), np.int64)
+    end = 0
+    for start in range(0, count, ROWS_AT_ONCE):  # in parts, since all would take much memory
+        part = nearest.positions[start : start + ROWS_AT_ONCE]
+        rows, places = np.nonzero(part != EMPTY)
+        positions = part[rows, places].astype(np.int64)
+        rows += start
+        if is_self:
+            rows, positions = np.minimum(rows, positions), np.maximum(rows, positions)
+        pairs[end : end + len(rows)] = rows * num_others + positions
+        end += len(rows)
+    pairs.sort()
+    is_first = np.ones(len(pairs), bool)
+    is_first[1:] = pairs[1:] != pairs[:-1]
+    unique: np.ndarray = pairs[is_first]
+    return unique
 
 
 def _codes_are_worth_it(comparison: Comparison, *, exact: bool, on_step: OnStep) -> bool:
@@ -204,7 +218,7 @@ def _pairs_of(
 ) -> dict[tuple[int, int], float]:
     """Return the scores of the pairs, but for those of an image with itself."""
     rows, positions = nearest.pairs()
-    scores = nearest.scores[nearest.positions != -1]
+    scores = nearest.scores[nearest.positions != EMPTY]
     return {
         (row, position): score
         for row, position, score in zip(
