@@ -19,7 +19,7 @@ from featkit.index.vectors import FileRows
 from featkit.resources import usable_cpus
 
 LOOKS_KEPT = 2048  # at 45 kB each
-PAIRS_AT_ONCE = 1024
+PAIRS_AT_ONCE = 256
 
 
 class Level(IntEnum):

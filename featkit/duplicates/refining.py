@@ -94,7 +94,8 @@ def _step(jacobian: np.ndarray, target: np.ndarray, values: np.ndarray) -> np.nd
     """
     hessian = (jacobian.T @ jacobian).astype(np.float64)
     hessian += np.eye(len(hessian)) * (DAMPING * np.trace(hessian) / len(hessian) + 1e-9)
-    of_values, of_target = jacobian.T @ values, jacobian.T @ target
+    # one product of a matrix: for a vector, BLAS would start threads
+    of_values, of_target = (jacobian.T @ np.stack([values, target], axis=1)).T
     projected = np.linalg.solve(hessian, of_values)
     numerator = values @ values - of_values @ projected
     denominator = target @ values - of_target @ projected
