@@ -36,7 +36,7 @@ from tests.benchmarks.bench_embed_limit import CALIBRATION, ROW, make_files
 from tests.benchmarks.photos import data_folder, open_part
 from tests.benchmarks.record import arguments, is_quick, write_result
 
-ROUNDS, TURNS, IMAGES = (1, 1, 8) if is_quick() else (30, 5, 80)
+ROUNDS, TURNS, IMAGES = (1, 1, 8) if is_quick() else (30, 3, 40)
 BF16 = {"INFERENCE_PRECISION_HINT": "bf16"}
 FP32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
