@@ -97,13 +97,13 @@ def pipeline(weights: Path) -> Callable[[list[str], int], np.ndarray]:
 
 
 def with_threads(count: int, call: Callable[[], object]) -> None:
-    """Make a call with so many threads of torch."""
+    """Make a call with `count` threads of torch."""
     torch.set_num_threads(count)
     call()
 
 
 def rounded(values: dict[str, float], digits: int) -> dict[str, float]:
-    """Return the values with so many digits."""
+    """Return the values rounded to `digits` digits."""
     return {name: round(value, digits) for name, value in values.items()}
 
 
