@@ -1,4 +1,4 @@
-"""Exact search: FAISS scans for candidates, and their scores are recomputed in float64.
+"""Exact search: a scan in float32 finds candidates, and their scores are recomputed in float64.
 
     Q queries, N rows, D width, k requested hits
 
@@ -17,11 +17,13 @@ import numpy as np
 
 from featkit.index.bounded_faiss import faiss, shared_processors
 from featkit.index.searcher import Neighbors, Rows
+from featkit.index.vectors import FEW_QUERIES
 
 # Candidates beyond k in the first scan, so that a tie at rank k rarely needs a second scan.
 SPARE = 16
 RANKED_AT_ONCE = 32  # queries whose candidates' vectors are in memory at once
 QUERIES_AT_ONCE = 256
+MULTIPLIED_AT_ONCE = 4096  # rows whose products with these queries are in memory; a multiple of 8
 # If at most this share of the rows is allowed, they are gathered instead of scanning all.
 FEW_SHARE = 0.1
 
@@ -144,25 +146,40 @@ def _search(
 def _scan(
     queries: np.ndarray, rows: Rows, *, k: int, bits: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return FAISS's k best rows for each query among the rows whose bit is set.
+    """Return the k best rows by float32 for each query among the rows whose bit is set.
 
     Scores (Q, k) float32, best first, and ids (Q, k) int64.
     """
     best: tuple[np.ndarray, np.ndarray] | None = None
     with shared_processors():
-        for start, block in rows.blocks(len(queries)):
+        for start, block in _blocks(rows, len(queries)):
             block_bits = bits[start // 8 : (start + len(block) + 7) // 8]
-            if block_bits.any():
-                scores, ids = _scan_block(queries, block, k=min(k, len(block)), bits=block_bits)
-                best = _merged(best, scores, np.where(ids < 0, ids, ids + start), k=k)
+            if not block_bits.any():
+                continue
+            num = min(k, len(block))
+            if len(queries) < FEW_QUERIES:
+                scores, ids = _scan_block(queries, block, k=num, bits=block_bits)
+            else:
+                is_full = best is not None and best[0].shape[1] == k
+                least = best[0][:, -1] if best is not None and is_full else None
+                scores, ids = _multiply_block(queries, block, k=num, bits=block_bits, least=least)
+            best = _merged(best, scores, np.where(ids < 0, ids, ids + start), k=k)
     assert best is not None  # at least k rows are allowed
     return best
+
+
+def _blocks(rows: Rows, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the blocks of rows, in smaller ones if products with many queries are to be kept."""
+    for start, block in rows.blocks(num_queries):
+        step = len(block) if num_queries < FEW_QUERIES else MULTIPLIED_AT_ONCE
+        for first in range(0, len(block), max(1, step)):
+            yield start + first, block[first : first + step]
 
 
 def _scan_block(
     queries: np.ndarray, block: np.ndarray, *, k: int, bits: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scan one block; ids are -1 where fewer than k of its rows are allowed."""
+    """Scan one block by FAISS; ids are -1 where fewer than k of its rows are allowed."""
     scores = np.empty((len(queries), k), np.float32)
     ids = np.empty((len(queries), k), np.int64)
     selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
@@ -177,6 +194,34 @@ def _scan_block(
         faiss.swig_ptr(ids),
         selector,
     )
+    return scores, ids
+
+
+def _multiply_block(
+    queries: np.ndarray, block: np.ndarray, *, k: int, bits: np.ndarray, least: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scan one block for many queries by a matrix product, which FAISS's scan with a selector is
+    not; it takes half the time or less.
+
+    least: (Q,), scores that rows of this block must exceed to matter. ids are -1, and scores -inf,
+    where fewer than k rows are allowed or matter.
+    """
+    products = queries @ block.T
+    allowed = np.unpackbits(bits, count=len(block), bitorder="little").astype(bool)
+    if not allowed.all():
+        products[:, ~allowed] = -np.inf
+    scores = np.full((len(queries), k), -np.inf, np.float32)
+    ids = np.full((len(queries), k), -1, np.int64)
+    some = np.arange(len(queries))
+    if least is not None:
+        some = np.flatnonzero(products.max(axis=1) > least)
+        products = products[some]
+    best = np.argpartition(products, len(block) - k, axis=1)[:, len(block) - k :]
+    found = np.take_along_axis(products, best, 1)
+    order = np.argsort(-found, axis=1, kind="stable")
+    scores[some] = np.take_along_axis(found, order, 1)
+    ids[some] = np.take_along_axis(best, order, 1)
+    ids[scores == -np.inf] = -1
     return scores, ids
 
 

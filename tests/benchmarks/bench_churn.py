@@ -2,8 +2,8 @@
 
 The vectors are those of shared/data/vectors.py, 384 wide; what is added are new points of the same
 world. The index has promised a recall@10 of 0.95 and, after each round, does what `featkit sync`
-does at its end. Recall and time are measured after each round, and at the end beside a fresh index
-of the same vectors, in turn.
+does at its end. Recall and time are measured after each round, and at the end in turn with a fresh
+index of the same vectors.
 
 Run: python tests/benchmarks/bench_churn.py [--count 100000] [--rounds 50] [--quick]
 """

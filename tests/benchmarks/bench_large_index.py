@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -251,7 +250,9 @@ def main(words: Sequence[str] | None = None) -> None:
     if options.build:
         method, index, file = options.build
         BUILDERS[method](Path(index), Path(file))
-        print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+        # Not by getrusage, whose peak includes that of the process which started this one.
+        status = Path("/proc/self/status").read_text()
+        print(json.dumps(int(status.split("VmHWM:")[1].split()[0]) // 1024))
         return
     count = 3000 if options.quick else options.count
     methods = [method for method in BUILDERS if method != USEARCH or find_spec("usearch")]

@@ -1,4 +1,4 @@
-"""Search of a large index by a process that may use little memory, beside one without a limit.
+"""Search of a large index by a process that may use little memory, and by one without a limit.
 
 The index is that of made_up_index.py, searched by a graph over 4-bit codes. A control group of
 Linux limits one process to what Python and its packages take plus a share of the vectors' bytes,

@@ -61,7 +61,7 @@ class Kind:
         return GRAPH_BYTES + code + (GRAPH_BYTES + width // 2) // ENTRY_STEP
 
 
-EFS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+EFS = (20, 24, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384, 512)
 PROBES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 FINE_GRAPH = Kind("graph-4", "a graph over 4-bit codes", EFS, (20, 40, 80))
 COARSE_GRAPH = Kind("graph-1", "a graph over 1-bit codes", EFS, (40, 80, 160))

@@ -1,4 +1,4 @@
-"""Where walks through a graph begin, and links for nodes that lost their way into it.
+"""Begin walks through a graph at good nodes, and link nodes that nothing leads to.
 
     n nodes, D width, Q queries, R hits
 
@@ -20,7 +20,7 @@ import numpy as np
 from featkit.index.bounded_faiss import faiss, shared_processors
 
 LINKS = 16  # per node; twice that at the base
-EF_CONSTRUCTION = 80
+EF_CONSTRUCTION = 64
 # All graphs are built on these codes: a graph that is built on 1-bit codes is poorer.
 BUILT_ON = "SQ4"
 LEVEL_SEED = 0

@@ -3,6 +3,7 @@ comparison."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -60,14 +61,47 @@ def recall(nodes: np.ndarray) -> float:
     return float(np.mean([np.isin(a, b).mean() for a, b in zip(true, nodes, strict=True)]))
 
 
-def test_short_walks_find_more_than_from_one_descent() -> None:
+def cut(graph: Graph, is_cut: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+    """Remove the links between nodes for which `is_cut` is true, at all levels."""
+    hnsw = graph.index.hnsw
+    offsets = faiss.vector_to_array(hnsw.offsets).astype(np.int64)
+    levels = faiss.vector_to_array(hnsw.levels)
+    per_level = [hnsw.nb_neighbors(level) for level in range(int(levels.max()))]
+    links = faiss.rev_swig_ptr(hnsw.neighbors.data(), hnsw.neighbors.size())
+    for node in range(NUM_NODES):
+        start = offsets[node]
+        for count in per_level[: levels[node]]:
+            part = links[start : start + count]
+            used = part[part >= 0]
+            kept = used[~is_cut(np.full(len(used), node), used)]
+            part[:] = np.concatenate([kept, np.full(count - len(kept), -1)])
+            start += count
+
+
+def test_walks_begin_on_the_right_side_of_a_gap() -> None:
     graph = built()
+    side = VECTORS[:, 0] > 0
+    cut(graph, lambda nodes, others: side[nodes] != side[others])
     parameters: Any = faiss
-    _, plain = graph.index.search(QUERIES, 20, params=parameters.SearchParametersHNSW(efSearch=20))
-    found = graph.search(QUERIES, num=20, effort=20)
-    assert recall(found) > recall(plain)
-    link_lost(graph, rows)
-    assert recall(graph.search(QUERIES, num=20, effort=20)) >= recall(found)
+    _, plain = graph.index.search(QUERIES, 20, params=parameters.SearchParametersHNSW(efSearch=64))
+    assert recall(plain) < 0.8
+    assert recall(graph.search(QUERIES, num=20, effort=64)) > recall(plain) + 0.2
+
+
+def test_lost_nodes_are_found_again() -> None:
+    graph = built()
+    lost = np.arange(7, NUM_NODES, 50)  # none of them is an entry
+    is_lost = np.isin(np.arange(NUM_NODES), lost)
+    is_lost[::ENTRY_STEP] = False
+    cut(graph, lambda nodes, others: is_lost[nodes] | is_lost[others])
+
+    def found() -> float:
+        nodes = graph.search(VECTORS[is_lost], num=5, effort=32)
+        return float((nodes == np.flatnonzero(is_lost)[:, None]).any(axis=1).mean())
+
+    assert found() == 0
+    assert link_lost(graph, rows) >= np.count_nonzero(is_lost)
+    assert found() > 0.99
 
 
 def test_entries_are_some_of_the_nodes() -> None:
