@@ -78,7 +78,7 @@ def build_faiss(index: Path, file: Path) -> None:
 
 def build_usearch(index: Path, file: Path) -> None:
     """Build usearch's graph over codes of 8 bits."""
-    from usearch.index import Index as Usearch  # type: ignore[import-not-found]
+    from usearch.index import Index as Usearch
 
     vectors = all_vectors(index)
     built = Usearch(ndim=WIDTH, metric="cos", dtype="i8", connectivity=16, expansion_add=128)
