@@ -12,6 +12,7 @@ restart.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from featkit.index.vectors import FEW_QUERIES
 SPARE = 16
 RANKED_AT_ONCE = 32  # queries whose candidates' vectors are in memory at once
 QUERIES_AT_ONCE = 256
+PIECE = 1024  # scattered rows that one thread scans
 MULTIPLIED_AT_ONCE = 4096  # rows whose products with these queries are in memory; a multiple of 8
 # If at most this share of the rows is allowed, they are gathered instead of scanning all.
 FEW_SHARE = 0.1
@@ -56,6 +58,9 @@ class ArrayRows:
     def blocks_of(self, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield 0, self.vectors[ids]
 
+    def in_memory(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        return self.vectors, ids
+
     def take(self, ids: np.ndarray) -> np.ndarray:
         return np.asarray(self.vectors[ids])
 
@@ -76,12 +81,22 @@ class ChosenRows:
     def blocks_of(self, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         return self._rows.blocks_of(self.chosen[ids])
 
+    def scattered(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return what `in_memory` does for all of them."""
+        return self._rows.in_memory(self.chosen)
+
+    def in_memory(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        return self._rows.in_memory(self.chosen[ids])
+
     def take(self, ids: np.ndarray) -> np.ndarray:
         return self._rows.take(self.chosen[ids])
 
 
 class ExistingRows(ChosenRows):
     """The rows that exist, if some ids have none: row i is the i-th of them."""
+
+    def scattered(self) -> None:
+        """Return None: they are next to each other."""
 
     def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
         return self._rows.blocks(num_queries)
@@ -150,6 +165,10 @@ def _scan(
 
     Scores (Q, k) float32, best first, and ids (Q, k) int64.
     """
+    if len(queries) < FEW_QUERIES and isinstance(rows, ChosenRows):
+        scattered = rows.scattered()
+        if scattered is not None:
+            return _scan_places(queries, *scattered, k=k, bits=bits)
     best: tuple[np.ndarray, np.ndarray] | None = None
     with shared_processors():
         for start, block in _blocks(rows, len(queries)):
@@ -174,6 +193,50 @@ def _blocks(rows: Rows, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
         step = len(block) if num_queries < FEW_QUERIES else MULTIPLIED_AT_ONCE
         for first in range(0, len(block), max(1, step)):
             yield start + first, block[first : first + step]
+
+
+def _scan_places(
+    queries: np.ndarray, vectors: np.ndarray, places: np.ndarray, *, k: int, bits: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scan rows at some places of an array for few queries, without copying them.
+
+    FAISS divides queries among processors, so each piece of the rows gets a copy of its query.
+    """
+    made: Any = faiss  # whose stubs lack the function
+    num_pieces = -(-len(places) // PIECE)
+    pieces = np.full(num_pieces * PIECE, places[-1], np.int64)
+    pieces[: len(places)] = places
+    products = np.empty((len(queries), len(pieces)), np.float32)
+    with shared_processors():
+        for query, row in zip(queries, products, strict=True):
+            repeated = np.repeat(query[None], num_pieces, axis=0)
+            made.fvec_inner_products_by_idx(
+                faiss.swig_ptr(row),
+                faiss.swig_ptr(repeated),
+                faiss.swig_ptr(vectors),
+                faiss.swig_ptr(pieces),
+                vectors.shape[1],
+                num_pieces,
+                PIECE,
+            )
+    return _best(products[:, : len(places)], k=k, bits=bits)
+
+
+def _best(products: np.ndarray, *, k: int, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k largest of each row, (Q, k) float32, best first, and where they are.
+
+    A column whose bit is not set counts as -inf, and -1 stands for where it is. Changes products.
+    """
+    width = products.shape[1]
+    allowed = np.unpackbits(bits, count=width, bitorder="little").astype(bool)
+    if not allowed.all():
+        products[:, ~allowed] = -np.inf
+    best = np.argpartition(products, width - k, axis=1)[:, width - k :]
+    found = np.take_along_axis(products, best, 1)
+    order = np.argsort(-found, axis=1, kind="stable")
+    scores, ids = np.take_along_axis(found, order, 1), np.take_along_axis(best, order, 1)
+    ids[scores == -np.inf] = -1
+    return scores, ids
 
 
 def _scan_block(
@@ -207,21 +270,13 @@ def _multiply_block(
     where fewer than k rows are allowed or matter.
     """
     products = queries @ block.T
-    allowed = np.unpackbits(bits, count=len(block), bitorder="little").astype(bool)
-    if not allowed.all():
-        products[:, ~allowed] = -np.inf
+    if least is None:
+        return _best(products, k=k, bits=bits)
     scores = np.full((len(queries), k), -np.inf, np.float32)
     ids = np.full((len(queries), k), -1, np.int64)
-    some = np.arange(len(queries))
-    if least is not None:
-        some = np.flatnonzero(products.max(axis=1) > least)
-        products = products[some]
-    best = np.argpartition(products, len(block) - k, axis=1)[:, len(block) - k :]
-    found = np.take_along_axis(products, best, 1)
-    order = np.argsort(-found, axis=1, kind="stable")
-    scores[some] = np.take_along_axis(found, order, 1)
-    ids[some] = np.take_along_axis(best, order, 1)
-    ids[scores == -np.inf] = -1
+    some = np.flatnonzero(products.max(axis=1) > least)
+    if len(some):
+        scores[some], ids[some] = _best(products[some], k=k, bits=bits)
     return scores, ids
 
 

@@ -54,6 +54,11 @@ class Rows(Protocol):
         """
         ...
 
+    def in_memory(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return rows that are kept in memory, (m, D) float32, and the places of those with these
+        ids in them, (n,) int64, without copying; None if they are not kept."""
+        ...
+
     def take(self, ids: np.ndarray) -> np.ndarray:
         """Return the rows (n, D) with these ids."""
         ...

@@ -234,6 +234,12 @@ class FileRows:
         """
         return self._is_verified if self._held is not None else None
 
+    def in_memory(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the rows that are kept in memory and the places of those with these ids in them;
+        None if they are not kept."""
+        held = self._held
+        return None if held is None else (held, self.row_map.rows_of(ids))
+
     def take(self, ids: np.ndarray) -> np.ndarray:
         """Return the rows (n, D) float32 with these ids, which may be in any order.
 
@@ -314,6 +320,10 @@ class ChecksummedRows:
     def blocks_of(self, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Yield blocks of some rows as `FileRows` does, without checksums."""
         return self._rows.blocks_of(ids)
+
+    def in_memory(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return rows in memory as `FileRows` does, without checksums."""
+        return self._rows.in_memory(ids)
 
     def take(self, ids: np.ndarray) -> np.ndarray:
         """Return rows by id, and keep them for `checksums`. Do not change them."""

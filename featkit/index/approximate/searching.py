@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from featkit.index.approximate.codes import LISTS
 from featkit.index.approximate.generation import OpenGeneration
 from featkit.index.exact import SPARE, ArrayRows, ChosenRows, exact_search, rank, rounding
 from featkit.index.searcher import Neighbors, Rows
@@ -24,6 +25,11 @@ MAX_VIEWS = 16  # filters whose bitmaps are kept
 # A query is answered exactly if, of its nearest rows without the filter, less than this part of the
 # share that the filter allows on the whole is allowed.
 NUM_NEAR, NEAR_SHARE = 64, 0.5
+# First, so many rows are looked at, allowed or not: if k of the nearer half are allowed, those are
+# the answer.
+BREADTHS = (512, 2048)
+FAR_CANDIDATES = 4  # times as many as of near rows are ranked
+WALK_POWER = 0.7  # a walk's time grows by its effort to this power
 # Finding allowed rows takes more effort the fewer they are: by s to this power for a share s, if
 # they are spread at random.
 EFFORT_POWER = -0.77
@@ -71,25 +77,64 @@ class CodesSearcher:
         return found
 
     def _search(self, queries: np.ndarray, rows: Rows, *, k: int, view: _View) -> list[Neighbors]:
-        record = self.generation.record
         num_inside = view.num_allowed - len(view.outside)
         if self._scanning_costs_less(num_inside, view.share) or k > MAX_HITS:
             return exact_search(queries, rows, k=k, allowed=view.allowed)
-        num_candidates = min(max(record.num_candidates, 2 * k), len(self.generation.ids))
-        effort = min(MAX_EFFORT, round(record.effort * view.share**EFFORT_POWER))
+        is_far = self._far_from(queries, view)
+        found: list[Neighbors | None] = [None] * len(queries)
+
+        def put(numbers: list[int], answers: Sequence[Neighbors | None]) -> list[int]:
+            """Keep answers of k hits, or of all that are allowed; return who has none."""
+            wanted = min(k, view.num_allowed)
+            for i, each in zip(numbers, answers, strict=True):
+                found[i] = each if each is not None and len(each.ids) == wanted else None
+            return [i for i in numbers if found[i] is None]
+
+        left = np.flatnonzero(~is_far).tolist()
+        if left:
+            left = put(left, self._nearly(queries[left], rows, k=k, view=view))
+        far = np.flatnonzero(is_far).tolist()
+        for breadth in BREADTHS:
+            if far and self._walk_costs_less(breadth, num_inside):
+                again = self._widely(queries[far], rows, k=k, view=view, breadth=breadth)
+                far = put(far, again)
+        left += far
+        put(left, exact_search(queries[left], rows, k=k, allowed=view.allowed))
+        return [each for each in found if each is not None]
+
+    def _nearly(self, queries: np.ndarray, rows: Rows, *, k: int, view: _View) -> list[Neighbors]:
+        """Answer queries by codes that may be found, with more effort the fewer they are."""
+        record = self.generation.record
         positions = self.generation.codes.search(
-            queries, num_candidates=num_candidates, effort=effort, bits=view.bits
+            queries,
+            num_candidates=min(max(record.num_candidates, 2 * k), len(self.generation.ids)),
+            effort=min(MAX_EFFORT, round(record.effort * view.share**EFFORT_POWER)),
+            bits=view.bits,
         )
         found = ranked(queries, rows, self.generation.ids, positions, k=k)
-        found = self._with_outside(queries, rows, found, k=k, view=view)
-        is_far = self._far_from(queries, view)
-        wanted = min(k, view.num_allowed)
-        unsure = [i for i, each in enumerate(found) if is_far[i] or len(each.ids) < wanted]
-        if unsure:
-            exact = exact_search(queries[unsure], rows, k=k, allowed=view.allowed)
-            for i, each in zip(unsure, exact, strict=True):
-                found[i] = each
-        return found
+        return self._with_outside(queries, rows, found, k=k, view=view)
+
+    def _widely(
+        self, queries: np.ndarray, rows: Rows, *, k: int, view: _View, breadth: int
+    ) -> list[Neighbors | None]:
+        """Answer queries whose nearest rows are forbidden, by many rows that are allowed or not.
+
+        None for a query if fewer than k of the nearer half are allowed: others may be missing.
+        """
+        ids = self.generation.ids
+        near = self.generation.codes.search(queries, num_candidates=breadth, effort=breadth)
+        is_allowed = view.allowed[ids[near]] & (near >= 0)
+        enough = np.count_nonzero(is_allowed[:, : breadth // 2], axis=1) >= k
+        # Far rows score more alike than codes resolve.
+        num_candidates = FAR_CANDIDATES * max(self.generation.record.num_candidates, k)
+        order = np.argsort(~is_allowed, axis=1, kind="stable")[:, :num_candidates]
+        positions = np.where(
+            np.take_along_axis(is_allowed, order, 1), np.take_along_axis(near, order, 1), -1
+        )
+        found = self._with_outside(
+            queries, rows, ranked(queries, rows, ids, positions, k=k), k=k, view=view
+        )
+        return [each if sure else None for each, sure in zip(found, enough.tolist(), strict=True)]
 
     def _far_from(self, queries: np.ndarray, view: _View) -> np.ndarray:
         """Return for which queries few of the nearest rows are allowed, (Q,) bool.
@@ -158,6 +203,11 @@ class CodesSearcher:
         measured = self.generation.record.measured
         scan_ms = num_inside * measured.exact_ns / 1e6
         return num_inside == 0 or scan_ms <= measured.p50_ms * share**EFFORT_POWER
+
+    def _walk_costs_less(self, breadth: int, num_inside: int) -> bool:
+        record = self.generation.record
+        walk_ms = record.measured.p50_ms * (breadth / record.effort) ** WALK_POWER
+        return record.kind is not LISTS and walk_ms < num_inside * record.measured.exact_ns / 1e6
 
     def _view(self, allowed: np.ndarray, rows: Rows) -> _View:
         """Return what a filter allows; the same array is a filter that was seen before."""
