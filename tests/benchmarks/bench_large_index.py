@@ -201,9 +201,9 @@ def compare(index: Path, room: Path, methods: Sequence[str]) -> list[dict[str, o
             ef, searches[method] = tuned(search_by_usearch, built, truth, vectors)
             facts |= {"bytes": file.stat().st_size, "effort": ef}
         rows[method] = facts
-    for search in searches.values():
+    for method, search in searches.items():
         # featkit keeps vectors in memory once it has read as many rows as the index has
-        for _ in range(2 + len(vectors) // (K * NUM_QUERIES)):
+        for _ in range(2 + (len(vectors) // (K * NUM_QUERIES) if FEATKIT in method else 0)):
             search(queries)
     times: dict[str, list[float]] = {method: [] for method in searches}
     for _ in range(ROUNDS):
