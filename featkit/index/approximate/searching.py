@@ -22,11 +22,13 @@ from featkit.index.exact import SPARE, ArrayRows, ChosenRows, exact_search, rank
 from featkit.index.searcher import Neighbors, Rows
 
 MAX_VIEWS = 16  # filters whose bitmaps are kept
-# A query is answered exactly if, of its nearest rows without the filter, less than this part of the
-# share that the filter allows on the whole is allowed.
+# If at least this share is allowed, such as all but removed rows, the nearest of all are looked at.
+MOST_SHARE = 0.5
+# Else a query is far if, of its nearest rows without the filter, less than this part of the share
+# that the filter allows on the whole is allowed.
 NUM_NEAR, NEAR_SHARE = 64, 0.5
-# First, so many rows are looked at, allowed or not: if k of the nearer half are allowed, those are
-# the answer.
+# For far queries, so many nearest rows are looked at. If k of the nearer half are allowed, they
+# are the answer; else a scan gives it.
 BREADTHS = (512, 2048)
 FAR_CANDIDATES = 4  # times as many as of near rows are ranked
 WALK_POWER = 0.7  # a walk's time grows by its effort to this power
@@ -80,7 +82,9 @@ class CodesSearcher:
         num_inside = view.num_allowed - len(view.outside)
         if self._scanning_costs_less(num_inside, view.share) or k > MAX_HITS:
             return exact_search(queries, rows, k=k, allowed=view.allowed)
-        is_far = self._far_from(queries, view)
+        record = self.generation.record
+        num_candidates = max(record.num_candidates, 2 * k)
+        effort = min(MAX_EFFORT, round(record.effort * view.share**EFFORT_POWER))
         found: list[Neighbors | None] = [None] * len(queries)
 
         def put(numbers: list[int], answers: Sequence[Neighbors | None]) -> list[int]:
@@ -90,34 +94,59 @@ class CodesSearcher:
                 found[i] = each if each is not None and len(each.ids) == wanted else None
             return [i for i in numbers if found[i] is None]
 
-        left = np.flatnonzero(~is_far).tolist()
-        if left:
-            left = put(left, self._nearly(queries[left], rows, k=k, view=view))
-        far = np.flatnonzero(is_far).tolist()
+        left: list[int] = []
+        if view.bits is not None and view.share >= MOST_SHARE and record.kind is not LISTS:
+            breadth = max(effort, num_candidates, NUM_NEAR)
+            wide = self._widely(queries, rows, num_candidates, k=k, view=view, breadth=breadth)
+            far = put(list(range(len(queries))), wide)
+        else:
+            is_far = self._far_from(queries, view)
+            left, far = np.flatnonzero(~is_far).tolist(), np.flatnonzero(is_far).tolist()
+            near = self._nearly(queries[left], rows, num_candidates, k=k, view=view, effort=effort)
+            left = put(left, near)
+        # Far rows score more alike than codes resolve.
+        many = FAR_CANDIDATES * num_candidates
         for breadth in BREADTHS:
             if far and self._walk_costs_less(breadth, num_inside):
-                again = self._widely(queries[far], rows, k=k, view=view, breadth=breadth)
-                far = put(far, again)
+                wide = self._widely(queries[far], rows, many, k=k, view=view, breadth=breadth)
+                far = put(far, wide)
         left += far
         put(left, exact_search(queries[left], rows, k=k, allowed=view.allowed))
         return [each for each in found if each is not None]
 
-    def _nearly(self, queries: np.ndarray, rows: Rows, *, k: int, view: _View) -> list[Neighbors]:
-        """Answer queries by codes that may be found, with more effort the fewer they are."""
-        record = self.generation.record
+    def _nearly(
+        self,
+        queries: np.ndarray,
+        rows: Rows,
+        num_candidates: int,
+        *,
+        k: int,
+        view: _View,
+        effort: int,
+    ) -> list[Neighbors]:
+        """Answer queries by the nearest codes of allowed rows."""
+        if len(queries) == 0:
+            return []
         positions = self.generation.codes.search(
             queries,
-            num_candidates=min(max(record.num_candidates, 2 * k), len(self.generation.ids)),
-            effort=min(MAX_EFFORT, round(record.effort * view.share**EFFORT_POWER)),
+            num_candidates=min(num_candidates, len(self.generation.ids)),
+            effort=effort,
             bits=view.bits,
         )
         found = ranked(queries, rows, self.generation.ids, positions, k=k)
         return self._with_outside(queries, rows, found, k=k, view=view)
 
     def _widely(
-        self, queries: np.ndarray, rows: Rows, *, k: int, view: _View, breadth: int
+        self,
+        queries: np.ndarray,
+        rows: Rows,
+        num_candidates: int,
+        *,
+        k: int,
+        view: _View,
+        breadth: int,
     ) -> list[Neighbors | None]:
-        """Answer queries whose nearest rows are forbidden, by many rows that are allowed or not.
+        """Answer queries by the allowed ones among the nearest codes of all rows.
 
         None for a query if fewer than k of the nearer half are allowed: others may be missing.
         """
@@ -125,8 +154,6 @@ class CodesSearcher:
         near = self.generation.codes.search(queries, num_candidates=breadth, effort=breadth)
         is_allowed = view.allowed[ids[near]] & (near >= 0)
         enough = np.count_nonzero(is_allowed[:, : breadth // 2], axis=1) >= k
-        # Far rows score more alike than codes resolve.
-        num_candidates = FAR_CANDIDATES * max(self.generation.record.num_candidates, k)
         order = np.argsort(~is_allowed, axis=1, kind="stable")[:, :num_candidates]
         positions = np.where(
             np.take_along_axis(is_allowed, order, 1), np.take_along_axis(near, order, 1), -1
