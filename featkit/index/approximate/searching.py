@@ -96,7 +96,7 @@ class CodesSearcher:
 
         left: list[int] = []
         if view.bits is not None and view.share >= MOST_SHARE and record.kind is not LISTS:
-            breadth = max(effort, num_candidates, NUM_NEAR)
+            breadth = max(effort, 2 * num_candidates)
             wide = self._widely(queries, rows, num_candidates, k=k, view=view, breadth=breadth)
             far = put(list(range(len(queries))), wide)
         else:
