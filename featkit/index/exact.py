@@ -168,7 +168,7 @@ def _scan(
     if len(queries) < FEW_QUERIES and isinstance(rows, ChosenRows):
         scattered = rows.scattered()
         if scattered is not None:
-            return _scan_places(queries, *scattered, k=k, bits=bits)
+            return _best(few_products(queries, *scattered), k=k, bits=bits)
     best: tuple[np.ndarray, np.ndarray] | None = None
     with shared_processors():
         for start, block in _blocks(rows, len(queries)):
@@ -195,19 +195,19 @@ def _blocks(rows: Rows, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
             yield start + first, block[first : first + step]
 
 
-def _scan_places(
-    queries: np.ndarray, vectors: np.ndarray, places: np.ndarray, *, k: int, bits: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scan rows at some places of an array for few queries, without copying them.
+def few_products(queries: np.ndarray, vectors: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return the products of few queries (Q, D) with rows of an array, (Q, n) float32.
 
-    FAISS divides queries among processors, so each piece of the rows gets a copy of its query.
+    The rows are those at the places (n,), n > 0, and are not copied. For few queries this is faster
+    than a matrix product, whose threads and FAISS's would wait for each other's processors. FAISS
+    divides queries among processors, so each piece of the rows gets a copy of its query.
     """
     made: Any = faiss  # whose stubs lack the function
     num_pieces = -(-len(places) // PIECE)
     pieces = np.full(num_pieces * PIECE, places[-1], np.int64)
     pieces[: len(places)] = places
     products = np.empty((len(queries), len(pieces)), np.float32)
-    with shared_processors():
+    with shared_processors(num_pieces):
         for query, row in zip(queries, products, strict=True):
             repeated = np.repeat(query[None], num_pieces, axis=0)
             made.fvec_inner_products_by_idx(
@@ -219,7 +219,7 @@ def _scan_places(
                 num_pieces,
                 PIECE,
             )
-    return _best(products[:, : len(places)], k=k, bits=bits)
+    return products[:, : len(places)]
 
 
 def _best(products: np.ndarray, *, k: int, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

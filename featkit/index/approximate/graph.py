@@ -66,7 +66,7 @@ class Graph:
         walk = made.SearchParametersHNSW(efSearch=max(effort, num), sel=selector)
         scores = np.empty((len(queries), num), np.float32)
         nodes = np.full((len(queries), num), -1, np.int64)
-        with shared_processors():
+        with shared_processors(len(queries)):
             distances, entries = self.entries.search(
                 queries if entry_queries is None else entry_queries, NUM_ENTRIES, params=begin
             )

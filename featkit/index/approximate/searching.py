@@ -18,8 +18,17 @@ import numpy as np
 
 from featkit.index.approximate.codes import LISTS
 from featkit.index.approximate.generation import OpenGeneration
-from featkit.index.exact import SPARE, ArrayRows, ChosenRows, exact_search, rank, rounding
+from featkit.index.exact import (
+    SPARE,
+    ArrayRows,
+    ChosenRows,
+    exact_search,
+    few_products,
+    rank,
+    rounding,
+)
 from featkit.index.searcher import Neighbors, Rows
+from featkit.index.vectors import FEW_QUERIES
 
 MAX_VIEWS = 16  # filters whose bitmaps are kept
 # If at least this share is allowed, such as all but removed rows, the nearest of all are looked at.
@@ -211,7 +220,11 @@ class CodesSearcher:
             at_once = max(1, MAX_OUTSIDE_BYTES // (4 * len(outside)))
             for start in range(0, len(queries), at_once):
                 part = slice(start, start + at_once)
-                products = queries[part] @ view.outside_rows.T
+                products = (
+                    few_products(queries, view.outside_rows, np.arange(len(outside)))
+                    if len(queries) < FEW_QUERIES
+                    else queries[part] @ view.outside_rows.T
+                )
                 is_near = products >= least[part, None] - rounding(rows.width)
                 counts[part] = np.count_nonzero(is_near, axis=1)
                 are_few = (counts[part] > 0) & (counts[part] <= k + SPARE)
