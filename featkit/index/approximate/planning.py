@@ -41,8 +41,8 @@ MOST_CHANGE_A_DAY = 0.5
 REBUILD_SHARE = 0.2
 # Measured with one thread of an EPYC at width 384 (results/large_index_1000000.json): seconds to
 # scan a vector, to add one to a graph of n vectors (times log2 n), and to add one to lists.
-SCAN_S, GRAPH_ADD_S, LIST_ADD_S = 76e-9, 20e-6, 140e-6
-SEARCH_S = {FINE_GRAPH: 1.1e-3, COARSE_GRAPH: 1.7e-3, LISTS: 4.7e-3}  # among a million
+SCAN_S, GRAPH_ADD_S, LIST_ADD_S = 76e-9, 17e-6, 134e-6
+SEARCH_S = {FINE_GRAPH: 0.55e-3, COARSE_GRAPH: 0.64e-3, LISTS: 4.4e-3}  # among a million
 WIDTH, MANY = 384, 1_000_000
 
 

@@ -85,8 +85,8 @@ def test_what_cannot_be_promised_is_refused() -> None:
 def test_words_give_the_costs_and_the_reasons() -> None:
     words = plan_search(1_000_000, 384, memory=230 * MB, change_a_day=0.02).in_words()
     assert words.splitlines() == [
-        "1,000,000 images: search by a graph over 1-bit codes, about 1.7 ms a query, 223.6 MB of"
-        " memory, 1.8 GB of disk, built in about 7 min within 580.4 MB.",
+        "1,000,000 images: search by a graph over 1-bit codes, about 0.6 ms a query, 223.6 MB of"
+        " memory, 1.8 GB of disk, built in about 6 min within 580.4 MB.",
         "A scan of all vectors would take about 76 ms a query.",
         "The memory of a graph over 1-bit codes is 15% of the vectors' 1.5 GB.",
         "A graph over 4-bit codes would take 359.0 MB, more than --memory allows.",
