@@ -36,7 +36,7 @@ MOST_SHARE = 0.5
 # Else a query is far if, of its nearest rows without the filter, less than this part of the share
 # that the filter allows on the whole is allowed.
 NUM_NEAR, NEAR_SHARE = 64, 0.5
-# For far queries, so many nearest rows are looked at. If k of the nearer half are allowed, they
+# For far queries, this many nearest rows are looked at. If k of the nearer half are allowed, they
 # are the answer; else a scan gives it.
 BREADTHS = (512, 2048)
 FAR_CANDIDATES = 4  # times as many as of near rows are ranked
