@@ -22,6 +22,7 @@ from featkit.sources import Source, evenly, subset
 from featkit.wording import counted
 
 NUM_SAMPLED = 128
+NUM_RUNS = 8  # of neighboring images
 CATALOGUE_BYTES = 400  # of an item in catalogue.sqlite: key, metadata, checksum, indexes
 # A command that embeds at least MANY images first tries FEW of them.
 MANY, FEW = 1000, 32
@@ -68,7 +69,7 @@ def forecast(
     num_sampled: int = NUM_SAMPLED,
     on_progress: Callable[[int, int], None] = lambda _done, _failed: None,
 ) -> Forecast:
-    """Embed a sample of a source, spread evenly over it, and return what all of it will cost.
+    """Embed a sample of a source, in runs spread evenly over it, and return what all will cost.
 
     embedder: with one thread, since workers run side by side. out: a folder on the disk that the
     index will be on. memory, recall: see `plan_search`. InputError for an empty source, one of
@@ -76,8 +77,7 @@ def forecast(
     """
     if len(source) == 0:
         raise InputError(f"{source.name} has no images.")
-    numbers = evenly(len(source), most=num_sampled)
-    sample = subset(source, numbers)
+    sample = subset(source, runs(len(source), most=num_sampled))
     num_bytes = _bytes_of(sample)
     with tempfile.TemporaryDirectory() as folder:
         embeddings = Path(folder) / "embeddings"
@@ -106,6 +106,19 @@ def forecast(
             num_images, embedder.width, memory=memory, recall=recall, processors=usable_cpus()
         ),
     )
+
+
+def runs(count: int, *, most: int) -> list[int]:
+    """Return at most `most` of `range(count)`, in runs spread evenly.
+
+    Single images far from each other would take longer than others: each is in another group of
+    rows of a Parquet file, of which all have to be read.
+    """
+    if count <= most:
+        return list(range(count))
+    length = max(1, most // NUM_RUNS)
+    starts = evenly(count - length + 1, most=most // length)
+    return sorted({start + i for start in starts for i in range(length)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from featkit.embedder import Embedder
-from featkit.forecast import forecast
+from featkit.forecast import forecast, runs
 from featkit.pipeline import embed_source
 from featkit.sources import open_source
 from tests.images import draw_folder
@@ -48,3 +49,13 @@ def test_sources_without_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "0.jpg").write_bytes(b"no image")
     with refused("None of 1 sampled images of", "can be read; the first is 0.jpg"):
         forecast(open_source(tmp_path), Embedder(threads=1), out=tmp_path)
+
+
+@pytest.mark.parametrize(("count", "most"), [(5, 10), (10, 10), (1000, 128), (130, 128), (50, 3)])
+def test_runs_are_spread_over_the_source(count: int, most: int) -> None:
+    numbers = runs(count, most=most)
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] >= 0
+    assert 0.6 * count <= numbers[-1] < count
+    assert min(count, most) / 2 <= len(numbers) <= most
+    assert max(np.diff(numbers), default=0) <= 2 * count / min(8, len(numbers)) + 1
