@@ -25,7 +25,9 @@ SOURCES = ("featkit", "train", "export", "demo", "docs")
 WITHOUT_UNIX = """
 import logging, pathlib, random, subprocess, sys, threading
 import filelock, numpy, PIL.Image, pyarrow.parquet
-import os, signal
+import os, shutil, signal
+usage = shutil.disk_usage(os.getcwd())
+shutil.disk_usage = lambda path: usage  # on Windows it asks the system in another way
 for name in ("fcntl", "resource", "pwd", "grp", "termios", "pty"):
     sys.modules[name] = None
 for module, names in {
