@@ -272,16 +272,11 @@ def exits(figures: Figures) -> Section:
     def rate(name: str) -> float:
         return average(of[name]["images a second"] for of in trainings if name in of)
 
-    def seconds(name: str) -> float:
-        return average(of[name]["seconds"] for of in trainings if name in of)
-
     times = [f"{rate(name) / rate(deepest):.1f}×" for name in numbered]
     sentences = [
         f"**{claim}.** Compared with the plain network, the deepest exit"
         f" {verdicts[deepest].words}. {sentence(together)} {plural(verdicts[together].words)}.",
-        f"The first exit is {times[0]} as fast as the deepest, and {verdicts[numbered[0]].words}."
-        f" Training with exits took {seconds(deepest) / seconds('plain network'):.2f} times as long"
-        " as without.",
+        f"The first exit is {times[0]} as fast as the deepest, and {verdicts[numbered[0]].words}.",
     ]
     _, (*by_seed, mean) = gain_lines("", gains, joined=1 + len(numbered))
     lines = [
