@@ -36,7 +36,7 @@ class Work:
         self._began = self._saved = time.monotonic()
 
     def read(self) -> dict[str, np.ndarray]:
-        """Return what was saved last; nothing if there is none that can be read."""
+        """Return the arrays that were saved last; none if they cannot be read."""
         self._remove_old()
         try:
             with self._path.open("rb") as file, np.load(file) as arrays:

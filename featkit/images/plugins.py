@@ -120,7 +120,7 @@ def _import(package: str, kind: Kind, name: str) -> Any:
 def exif_by_plugin(data: bytes, kind: Kind) -> Image.Exif:
     """Return the EXIF of a file for which `is_plugin_kind` is true, with the orientation as stored.
 
-    Empty if there is none, or in a format that is not known here (CR3, compressed in JPEG XL). May
+    Empty without EXIF, and for kinds of it that are not read here (CR3, compressed in JPEG XL). May
     raise anything for damaged files, and InputError without the package for HEIC.
     """
     exif = Image.Exif()

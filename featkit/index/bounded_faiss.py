@@ -59,8 +59,8 @@ _num_callers = 0
 def shared_processors(most: int = MOST_THREADS) -> Iterator[int]:
     """Bound FAISS to the calling thread's share of the processors, and yield that number.
 
-    most: of use to the caller. A thread without work costs a wait for its processor: the slowest of
-    100 single queries took 4 ms instead of 1.
+    most: of use to the caller. A thread without work costs a wait for its processor, which now and
+    then takes milliseconds.
     """
     global _num_callers
     with _lock:

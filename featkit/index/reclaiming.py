@@ -11,7 +11,6 @@ Writers open the new one at their next transaction. Ids stay as they are.
 from __future__ import annotations
 
 import secrets
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,12 +23,11 @@ from featkit.errors import EnvironmentProblem, FeatkitError, InputError, Interru
 from featkit.index.builders import excluding_builders
 from featkit.index.index import Index
 from featkit.index.row_map import VectorsRecord, remove_leftovers
-from featkit.index.state import CommittedVectors, IndexState, spread
+from featkit.index.state import CommittedVectors, IndexState, content_checksum
 from featkit.index.vectors import FLOAT32, FileRows, VectorWriter, signature_at
 
 WORTH_SHARE = 0.2  # of the rows that are dead
 COPY_BYTES = 16 * 2**20
-NUM_COMPARED = 1000  # vectors that identify the content of an index
 TOMBSTONES_AT_ONCE = 10_000
 
 Progress = Callable[[int, int], None]
@@ -150,12 +148,11 @@ def _check_same(
     It does not if the index was replaced meanwhile by another copy of itself.
     """
     now = state.vectors
-    sample = kept[spread(len(kept), NUM_COMPARED)] if len(kept) else kept
     if (
         now.rows.row_map.record != snapshot.rows.row_map.record
         or now.rows.num_rows < num_ids
         or (now.live[: snapshot.rows.num_rows] & ~snapshot.live).any()
-        or _content(now.rows, sample) != _content(snapshot.rows, sample)
+        or content_checksum(now.rows, kept) != content_checksum(snapshot.rows, kept)
     ):
         raise InputError(f"{path} was replaced by another copy meanwhile; run the command again.")
 
@@ -170,10 +167,6 @@ def _check_present(path: Path, file: VectorWriter) -> None:
             f"{path} was removed by another process; see that only one compacts {path.parent}, and"
             " run the command again."
         )
-
-
-def _content(rows: FileRows, ids: np.ndarray) -> int:
-    return zlib.crc32(rows.take(ids).tobytes())
 
 
 def _drop_tombstones(index: Index) -> None:

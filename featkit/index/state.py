@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from featkit.index.vectors import ChecksummedRows, FileRows, Signature
 # When the files have changed, the checksums of this many committed vectors are compared: the
 # first, the last and evenly spread ones between.
 SAMPLE_SIZE = 32
+NUM_COMPARED = 1000  # vectors that identify the content of an index
 NO_REFINEMENT = Refinement()
 
 
@@ -309,6 +311,12 @@ def read_vectors(
         allowed=AllowedIds(rows.num_rows),
         calibration=None if text is None else Calibration.from_json(str(text)),
     )
+
+
+def content_checksum(rows: FileRows, ids: np.ndarray) -> int:
+    """Return a checksum of the vectors of some of these items, which identifies their content."""
+    some = ids[spread(len(ids), NUM_COMPARED)] if len(ids) else ids
+    return zlib.crc32(rows.take(some).tobytes())
 
 
 def spread(num_rows: int, count: int) -> np.ndarray:

@@ -23,12 +23,16 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 
 from featkit.index import Index
-from featkit.index.approximate.building import compact
-from featkit.index.approximate.generation import SETTING
 from featkit.index.approximate.tuning import Truth, lower_end, recalls
 from featkit.index.exact import exact_search
 from featkit.index.searcher import Neighbors
-from tests.benchmarks.made_up_index import all_vectors, columns, direction, make_index, vectors_of
+from tests.benchmarks.made_up_index import (
+    all_vectors,
+    columns,
+    direction,
+    make_graph_index,
+    vectors_of,
+)
 from tests.benchmarks.record import markdown_table, median_ratio, write_result
 
 K, NUM_QUERIES = 10, 100
@@ -106,10 +110,8 @@ def main(words: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         room = options.room or Path(temporary)
         room.mkdir(parents=True, exist_ok=True)
-        path = make_index(room, count)
+        path = make_graph_index(room, count)
         with Index.open(path) as index:
-            if index.read(lambda state: state.catalogue.settings().get(SETTING)) is None:
-                compact(index, allow_low_recall=True)
             vectors = all_vectors(path)
             along = np.sort(vectors @ direction())
             queries = vectors_of(20 * NUM_QUERIES, split=1)

@@ -26,10 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 
 from featkit.index import Index
-from featkit.index.approximate.building import compact
-from featkit.index.approximate.generation import SETTING
 from featkit.resources import own_memory
-from tests.benchmarks.made_up_index import WIDTH, make_index, vectors_of
+from tests.benchmarks.made_up_index import WIDTH, make_graph_index, vectors_of
 from tests.benchmarks.record import alternate, median_ratio, write_result
 
 K, NUM_QUERIES, WARM_UPS, ROUNDS = 10, 1000, 5, 7
@@ -153,10 +151,7 @@ def main(words: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         room = options.room or Path(temporary)
         room.mkdir(parents=True, exist_ok=True)
-        path = make_index(room, count)
-        with Index.open(path) as index:
-            if index.read(lambda state: state.catalogue.settings().get(SETTING)) is None:
-                compact(index, allow_low_recall=True)
+        path = make_graph_index(room, count)
         queries = Path(temporary) / "queries.npy"
         np.save(queries, vectors_of(NUM_QUERIES, split=1))
         figures = measure(path, queries, count=count, share=share)

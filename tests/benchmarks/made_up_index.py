@@ -17,6 +17,8 @@ import numpy as np
 
 from featkit.folders import VECTORS_FILE
 from featkit.index import Index
+from featkit.index.approximate.building import compact
+from featkit.index.approximate.generation import SETTING
 from tests.benchmarks.photos import data_folder
 from tests.model_files import make_model_file
 
@@ -68,6 +70,15 @@ def make_index(room: Path, count: int) -> Path:
                 ],
             )
     begun.rename(path)
+    return path
+
+
+def make_graph_index(room: Path, count: int) -> Path:
+    """Make the index searched by a graph over 4-bit codes, unless it is there."""
+    path = make_index(room, count)
+    with Index.open(path) as index:
+        if index.read(lambda state: state.catalogue.settings().get(SETTING)) is None:
+            compact(index, allow_low_recall=True)
     return path
 
 

@@ -47,7 +47,7 @@ from featkit.index.approximate.tuning import truth_of, tune
 from featkit.index.builders import LOCK_FILE, excluding_builders
 from featkit.index.index import Index
 from featkit.index.index_types import APPROXIMATE, INDEX_TYPE
-from featkit.index.state import spread
+from featkit.index.state import content_checksum
 from featkit.index.vectors import FileRows
 from featkit.wording import counted
 
@@ -55,7 +55,6 @@ PARTIAL, PARTIAL_RECORD = "building.faiss", "building.json"
 SAVE_EVERY_S = 300.0
 NUM_LEFT_OUT = 1000
 LEFT_OUT_SHARE = 0.02
-NUM_COMPARED = 1000  # vectors that identify the content of an index
 SEED = 0
 
 Progress = Callable[[int, int], None]
@@ -135,7 +134,7 @@ def _compact(
     if len(snapshot.ids) < 2:
         raise InputError(f"{index.path} has {counted(len(snapshot.ids), 'image')}; add more first.")
     left_out, ids = _split(snapshot.ids)
-    content = _content(snapshot.rows, ids)
+    content = content_checksum(snapshot.rows, ids)
     name = f"{snapshot.rows.num_rows:010}-{_digest(kind, snapshot, ids, content)}"
     in_use = _current(index)
     _remove_files(index.path, keep=(name, in_use.name if in_use else None))
@@ -168,7 +167,7 @@ def _compact(
         raise LowRecall(index.path, generation)
     OpenGeneration(index.path, generation)  # as readers will open it
     now = Snapshot.of(index).rows
-    if now.num_rows < snapshot.rows.num_rows or _content(now, ids) != content:
+    if now.num_rows < snapshot.rows.num_rows or content_checksum(now, ids) != content:
         raise InputError(
             f"{index.path} was replaced by another copy meanwhile; run the command again."
         )
@@ -244,11 +243,6 @@ def _build(
 
 def _sample(ids: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(SEED).choice(ids, count, replace=False))
-
-
-def _content(rows: FileRows, ids: np.ndarray) -> int:
-    """Return a checksum of some of these items' vectors."""
-    return zlib.crc32(rows.take(ids[spread(len(ids), NUM_COMPARED)]).tobytes())
 
 
 def _digest(kind: Kind, snapshot: Snapshot, ids: np.ndarray, content: int) -> str:

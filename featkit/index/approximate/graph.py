@@ -4,10 +4,9 @@
 
 HNSW begins a walk where a descent through sparse levels ends, which follows only the nearest
 neighbor. Among many clumps of vectors that can be the wrong clump, and a short walk does not leave
-it: of a million made-up vectors, one query in twelve found none of its ten nearest. Inserting walks
-in the same way, and one vector in fifty was linked to strangers. So walks begin at the best nodes
-that a small graph of every 32nd vector finds, and nodes with few links get more at the end of a
-build.
+it: the query then finds none of its nearest. Inserting walks in the same way, and links some
+vectors to strangers only. So walks begin at the best nodes that a small graph of every 32nd vector
+finds, and nodes with few links get more at the end of a build.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ class CodesSearcher:
             for start in range(0, len(queries), at_once):
                 part = slice(start, start + at_once)
                 products = (
-                    few_products(queries, view.outside_rows, np.arange(len(outside)))
+                    few_products(queries[part], view.outside_rows, np.arange(len(outside)))
                     if len(queries) < FEW_QUERIES
                     else queries[part] @ view.outside_rows.T
                 )
