@@ -1,4 +1,4 @@
-"""Check that an index holds what it promises, and repair what can be repaired.
+"""Check that an index holds what it promises.
 
 the catalogue       SQLite's own check of its pages
 the vectors         every one against its checksum, and its length
@@ -9,19 +9,13 @@ codes               their files belong to the catalogue, and sampled items find 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from featkit.atomic import explain_os_errors
 from featkit.errors import EnvironmentProblem, FeatkitError, InputError
-from featkit.folders import CATALOGUE_FILE
 from featkit.images import decode
-from featkit.index.approximate.building import compact
 from featkit.index.approximate.generation import (
     FOLDER,
     SETTING,
@@ -31,16 +25,10 @@ from featkit.index.approximate.generation import (
     codes_path,
 )
 from featkit.index.arguments import UNIT_TOLERANCE
-from featkit.index.catalogue import Catalogue
-from featkit.index.compatibility import Compatibility
 from featkit.index.index import Index
 from featkit.index.records import Item
 from featkit.index.state import IndexState
-from featkit.index.table_writer import CatalogueWriter
-from featkit.index.vectors import FLOAT32, checksums, signature_at
-from featkit.index.writing import LOCK_FILE
-from featkit.lock import WriterLock
-from featkit.wording import counted
+from featkit.index.vectors import checksums
 
 ROWS_AT_ONCE = 8192
 NUM_SAMPLED = 100
@@ -101,61 +89,6 @@ def check(
     return report
 
 
-def repair(index: Index, report: CheckReport) -> list[str]:
-    """Repair what a check found in an index that is open for writing; return what was done.
-
-    Items with a damaged vector are removed, and forgotten by `featkit sync`, so that the next sync
-    embeds them again. Damaged codes are built again. Other problems need a copy of the index.
-    """
-    done: list[str] = []
-    if report.damaged:
-        damaged = report.damaged
-        for start in range(0, len(damaged), ROWS_AT_ONCE):
-            keys = damaged[start : start + ROWS_AT_ONCE]
-
-            def forget(catalogue: CatalogueWriter, keys: Sequence[str] = keys) -> None:
-                catalogue.remove_items(keys)
-                catalogue.forget_files(keys)
-
-            index.writer().change(forget)
-        done.append(
-            f"removed {len(damaged):,} images with a damaged vector; `featkit sync` or `featkit"
-            " index` adds them again"
-        )
-    if any(problem.part == CODES for problem in report.problems):
-        text = index.read(lambda state: state.catalogue.settings().get(SETTING))
-        record = Generation.from_json(str(text))
-        compact(index, kind=record.kind, target=record.target, allow_low_recall=True)
-        done.append(f"built {record.kind.about} again")
-    return done
-
-
-def fill_truncated(path: Path) -> list[str]:
-    """Fill a truncated vectors file with zeros, so that its index can be opened and repaired.
-
-    Return what was done. `check` then reports the vectors that are lost. EnvironmentProblem if
-    another process writes the index.
-    """
-    lock, catalogue = WriterLock(path / LOCK_FILE), Catalogue(path / CATALOGUE_FILE)
-    with closing(catalogue):
-        try:
-            with catalogue.reading() as reader:  # refuses what is not a catalogue
-                width = Compatibility.of(path, reader.settings()).width
-            with catalogue.excluding_writers() as reader:
-                record = reader.vectors_record()
-                file, row_bytes = path / record.file_name, width * FLOAT32.itemsize
-                needed = record.num_stored(reader.num_rows()) * row_bytes
-                num_missing = needed - signature_at(file).size
-                if num_missing <= 0:
-                    return []
-                with explain_os_errors(file):
-                    os.truncate(file, needed)
-        finally:
-            lock.release()
-    num_vectors = -(-num_missing // row_bytes)
-    return [f"filled {file.name}, which had lost {counted(num_vectors, 'vector')} at its end"]
-
-
 def _check_tables(
     state: IndexState, report: CheckReport, on_progress: Callable[[int, int], None]
 ) -> None:
@@ -180,7 +113,7 @@ def _check_tables(
             Problem(
                 VECTORS,
                 f"{len(report.damaged):,} vectors differ from what was written",
-                "run `featkit repair`, then `featkit sync`",
+                "run `featkit repair`, with --from and their embeddings or images if you have them",
                 tuple(report.damaged[:SHOWN_KEYS]),
                 len(report.damaged),
             )

@@ -29,6 +29,7 @@ import numpy as np
 
 from featkit.atomic import OPEN_FLAGS, explain_os_errors
 from featkit.errors import EnvironmentProblem, InputError
+from featkit.folders import CATALOGUE_FILE
 from featkit.index.row_map import EVERY_ID, NoSuchRow, RowMap
 from featkit.resources import spare_memory
 from featkit.wording import counted
@@ -347,7 +348,7 @@ class ChecksummedRows:
 
 
 class VectorWriter:
-    """Appends rows to the vectors file and truncates it.
+    """Appends rows to the vectors file, overwrites damaged ones, and truncates it.
 
     Call its methods only within a write transaction of the catalogue, which has checked that this
     writer's token is the current one. So no row that another writer committed is overwritten or cut
@@ -373,6 +374,16 @@ class VectorWriter:
 
     def write(self, start: int, vectors: np.ndarray) -> None:
         """Write rows (n, D) from row `start` on, and flush them to the disk."""
+        self._put(start, vectors)
+        self._flush()
+
+    def overwrite(self, positions: np.ndarray, vectors: np.ndarray) -> None:
+        """Write rows (n, D) in the place of those at `positions`, and flush them to the disk."""
+        for position, vector in zip(positions.tolist(), vectors, strict=True):
+            self._put(position, vector)
+        self._flush()
+
+    def _put(self, start: int, vectors: np.ndarray) -> None:
         rest = np.ascontiguousarray(vectors, FLOAT32).reshape(-1).view(np.uint8).data
         position = start * self.width * FLOAT32.itemsize
         with explain_os_errors(self.path):
@@ -381,6 +392,9 @@ class VectorWriter:
                 if num_bytes == 0:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 rest, position = rest[num_bytes:], position + num_bytes
+
+    def _flush(self) -> None:
+        with explain_os_errors(self.path):
             os.fsync(self._descriptor)
 
     def cut(self, num_rows: int) -> None:
@@ -419,7 +433,12 @@ def signature_at(path: Path) -> Signature:
 
 def missing(path: Path) -> InputError:
     """Return the error for a missing file of an index."""
-    return InputError(f"{path} is missing; restore it from a copy, or index the embeddings again.")
+    remedy = (
+        "index the embeddings again"
+        if path.name == CATALOGUE_FILE
+        else "run `featkit repair --from` with the embeddings or images of its index"
+    )
+    return InputError(f"{path} is missing; restore it from a copy, or {remedy}.")
 
 
 def _check_length(path: Path, length: int, *, num_rows: int, row_bytes: int) -> None:

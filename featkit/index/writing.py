@@ -151,6 +151,20 @@ class IndexWriter:
                 work(catalogue)
             self.on_commit()
 
+    def restore(self, ids: np.ndarray, vectors: np.ndarray) -> None:
+        """Write vectors (n, D) into the rows of items whose own are damaged.
+
+        Rows that are written without the commit of their checksums differ from those, as before.
+        """
+        with self._guard:
+            self._writable()
+            with self.catalogue.writing() as catalogue:
+                state = self.reader.state_seen_by(catalogue)
+                file = self._file_of(state)
+                file.overwrite(state.vectors.rows.row_map.rows_of(ids), vectors)
+                catalogue.set_checksums(dict(zip(ids.tolist(), checksums(vectors), strict=True)))
+            self.on_commit()
+
     def set_setting(self, name: str, value: Value) -> None:
         """Store a setting."""
         self.change(lambda catalogue: catalogue.set_setting(name, value))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featkit.digests import content_digest
 from featkit.embeddings import SHOWN_FAILURES, ShardRow
 from featkit.embeddings.columns import Metadata, as_text, metadata_of
 from featkit.errors import InputError
@@ -21,7 +22,7 @@ from featkit.index.records import Item, KnownFile, NewItem, Value
 from featkit.index.table_writer import CatalogueWriter
 from featkit.sources import Source, subset
 from featkit.syncing.changes import Changes, Progress
-from featkit.syncing.listing import Listing, digest_of
+from featkit.syncing.listing import Listing
 from featkit.workers import Workers, workers_for
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ class Applier:
             source,
             embedder,
             self.options.workers or workers_for(embedder),
-            digest=digest_of,
+            digest=content_digest,
             describe=self._exif,
         )
         turns = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Collection
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+from featkit.digests import content_digest
 from featkit.errors import InputError
 from featkit.sources import Source
 from featkit.stamps import stamp_of
@@ -17,7 +17,6 @@ from featkit.stamps import stamp_of
 # A file that was modified this shortly before it was looked at may be modified again with the same
 # size and time, so its time proves nothing. FAT stores times in steps of 2 s.
 SETTLING_NS = 2 * 10**9
-DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Listing:
     def digest(self, item: int) -> bytes | None:
         """Return the digest of an item's bytes, or None if they cannot be read."""
         try:
-            return digest_of(self.source.read(item))
+            return content_digest(self.source.read(item))
         except InputError:
             return None
 
@@ -98,8 +97,3 @@ def file_state(file: Path) -> FileState:
     now_ns = time.time_ns()
     size, mtime_ns, _ = stamp_of(file)
     return FileState(size, mtime_ns, mtime_ns is not None and mtime_ns < now_ns - SETTLING_NS)
-
-
-def digest_of(data: bytes) -> bytes:
-    """Return the digest that identifies an image's bytes: BLAKE2b of 16 bytes."""
-    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()

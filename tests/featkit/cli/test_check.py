@@ -33,7 +33,7 @@ def test_a_damaged_index_is_repaired_and_synced(synced: Path, tmp_path: Path) ->
     assert "1 vectors differ from what was written; run `featkit repair`" in " ".join(out.split())
     code, out, _ = run_featkit("repair", index, "--quiet")
     assert code == 0
-    assert "Removed 1 images with a damaged vector" in out
+    assert "Removed 1 image with a damaged vector" in out
     code, out, _ = run_featkit("sync", synced / "photos", index, "--quiet")
     assert code == 0
     assert "1 new" in out
@@ -48,7 +48,7 @@ def test_damage_that_keeps_an_index_from_opening_is_repaired(synced: Path, tmp_p
     assert "or run `featkit repair`" in error
     assert run_featkit("check", index, "--quiet")[0] == 1
     code, out, _ = run_featkit("repair", index, "--quiet")
-    assert (code, "Removed 1 images" in out) == (0, True)
+    assert (code, "Removed 1 image" in out) == (0, True)
     assert run_featkit("list", index)[0] == 0
 
 
@@ -73,6 +73,29 @@ def test_a_truncated_index_is_repaired_and_synced(
     assert (report["new"], report["indexed"]) == (3, 60)
     assert run_featkit("check", index, "--quiet")[0] == 0
     assert json.loads(run_featkit("repair", index, "--json")[1])["done"] == []
+
+
+def test_repair_restores_vectors_and_lists_the_rest(synced: Path, tmp_path: Path) -> None:
+    index = Path(shutil.copytree(synced / "i", tmp_path / "i"))
+    images = Path(shutil.copytree(synced / "photos", tmp_path / "photos"))
+    before = (index / "vectors.f32").read_bytes()
+    (images / "05.png").unlink()
+    for row in range(30):
+        overwrite(index, row, np.zeros(16))
+    code, out, _ = run_featkit("repair", index, "--from", images, "--quiet")
+    assert code == 1
+    assert f"Not restored image why 05.png {images} does not have it" in " ".join(out.split())
+    assert "1 vectors differ from what was written" in " ".join(out.split())
+    code, out, _ = run_featkit("repair", index, "--from", synced / "photos", "--json")
+    said = json.loads(out)
+    assert (code, said["left"], said["problems"]) == (0, [], [])
+    after = np.frombuffer((index / "vectors.f32").read_bytes(), "<f4")
+    np.testing.assert_allclose(after, np.frombuffer(before, "<f4"), atol=1e-5)
+
+
+def test_repair_says_that_an_index_is_not_an_origin(synced: Path) -> None:
+    code, _, error = run_featkit("repair", synced / "i", "--from", synced / "i")
+    assert (code, "is an index; name the embeddings folder" in error) == (2, True)
 
 
 def test_repair_refuses_what_is_no_index(tmp_path: Path) -> None:

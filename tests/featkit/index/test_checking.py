@@ -12,7 +12,8 @@ import pytest
 from featkit.index import Index
 from featkit.index.approximate.building import compact
 from featkit.index.approximate.generation import FOLDER
-from featkit.index.checking import CATALOGUE, CODES, THUMBNAILS, VECTORS, check, repair
+from featkit.index.checking import CATALOGUE, CODES, THUMBNAILS, VECTORS, check
+from featkit.index.repairing import repair
 from featkit.syncing import sync
 from tests.featkit.syncing.conftest import draw
 from tests.model_files import make_model_file
@@ -75,7 +76,7 @@ def test_a_damaged_vector_is_found_removed_and_embedded_again(
     assert (problem.keys, problem.num_keys) == (("05.png",), 1)
     assert report.damaged == ["05.png"]
     with Index.open(index, writable=True) as opened:
-        assert "removed 1 images with a damaged vector" in repair(opened, report)[0]
+        assert "removed 1 image with a damaged vector" in repair(opened, report).done[0]
         assert "05.png" not in opened
     assert sync(synced / "photos", index).num_new == 1
     assert VECTORS not in parts(index)
