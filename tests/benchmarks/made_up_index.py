@@ -84,4 +84,6 @@ def make_graph_index(room: Path, count: int) -> Path:
 
 def all_vectors(index: Path) -> np.ndarray:
     """Return the vectors of an index from which nothing was removed, (N, D) float32."""
-    return np.fromfile(index / VECTORS_FILE, np.float32).reshape(-1, WIDTH)
+    with Index.open(index) as opened:
+        width = opened.width
+    return np.fromfile(index / VECTORS_FILE, np.float32).reshape(-1, width)
