@@ -42,11 +42,12 @@ check: $(VENV)/.all ## Lint, types, spelling and the direction of imports
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.all ## Print the figures of tests/benchmarks and write them to its results/
-	@for file in $(filter-out %/bench_gpu.py,$(wildcard tests/benchmarks/bench_*.py)); do \
+	@for file in $(filter-out %/bench_gpu.py %/bench_gpu_index.py,$(wildcard tests/benchmarks/bench_*.py)); do \
 	  echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-bench-gpu: $(VENV)/.all ## Print the figures of training on a GPU and write them under its name; IMAGES=folder/ if you like
+bench-gpu: $(VENV)/.all ## Print the figures of training and of building an index on a GPU; IMAGES=folder/ if you like
 	@$(BIN)/python tests/benchmarks/bench_gpu.py $(if $(IMAGES),--images "$(IMAGES)")
+	@$(BIN)/python tests/benchmarks/bench_gpu_index.py
 
 verify-zoo: $(VENV)/.all ## Export every published backbone whole, with random weights, and compare it with torch
 	@$(BIN)/python -m tests.export.verify_zoo

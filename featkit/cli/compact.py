@@ -12,8 +12,10 @@ from cyclopts import Parameter
 from featkit.cli.console import ProgressReporter, print_json, stdout
 from featkit.cli.options import AsJson, Quiet
 from featkit.cli.promising import (
+    BuildOn,
     Memory,
     Recall,
+    check_build_on,
     in_words,
     promise_from,
     report_failed_build,
@@ -36,6 +38,7 @@ def compact(
     recall: Recall = None,
     allow_low_recall: Annotated[bool, Parameter(negative="")] = False,
     reclaim: Annotated[bool, Parameter(negative="")] = False,
+    build_on: BuildOn = "auto",
     quiet: Quiet = False,
     json_: AsJson = False,
 ) -> None:
@@ -72,8 +75,9 @@ def compact(
     from featkit.index.approximate.planning import Promise
     from featkit.index.approximate.upkeep import give_promise, promise_of
 
+    check_build_on(build_on)
     given = promise_from(memory, recall)
-    if reclaim and (given is not None or allow_low_recall):
+    if reclaim and (given is not None or allow_low_recall or build_on != "auto"):
         raise InputError("--reclaim builds nothing; leave out --memory, --recall and the like.")
     with Index.open(index) as opened:
         report_failed_build(index)
@@ -92,6 +96,7 @@ def compact(
             kind=plan.kind or FINE_GRAPH,
             target=promise.recall,
             allow_low_recall=allow_low_recall,
+            build_on=build_on,
             on_progress=show.on_progress,
             on_step=show.on_step,
         )

@@ -9,7 +9,14 @@ from featkit.cli.calibrate import measure_if_due
 from featkit.cli.console import ProgressReporter, print_json, stdout
 from featkit.cli.options import AsJson, Quiet
 from featkit.cli.outlook import before_index
-from featkit.cli.promising import Memory, Recall, keep_promise, promise_from
+from featkit.cli.promising import (
+    BuildOn,
+    Memory,
+    Recall,
+    check_build_on,
+    keep_promise,
+    promise_from,
+)
 from featkit.errors import InputError
 from featkit.extras import need_extra
 from featkit.wording import counted, typed
@@ -28,6 +35,7 @@ def index(
     model: Path | None = None,
     memory: Memory = None,
     recall: Recall = None,
+    build_on: BuildOn = "auto",
     quiet: Quiet = False,
     json_: AsJson = False,
 ) -> None:
@@ -59,9 +67,10 @@ def index(
     from featkit.index import Index
     from featkit.sources.base import PARQUET_SUFFIXES, suffix_of
 
+    check_build_on(build_on)
     promise = promise_from(memory, recall)
     if embeddings.is_file() and suffix_of(embeddings.name) in PARQUET_SUFFIXES:
-        _index_file(embeddings, out, model, promise, quiet=quiet, json_=json_)
+        _index_file(embeddings, out, model, promise, build_on, quiet=quiet, json_=json_)
         return
     if model is not None:
         raise InputError(f"{embeddings} has a model of its own; leave --model out.")
@@ -85,7 +94,7 @@ def index(
             report = opened.add_embeddings(folder, on_progress=progress)
         num_items = len(opened)
         measure_if_due(opened, quiet=quiet or json_)
-        keep_promise(opened, promise, quiet=quiet or json_)
+        keep_promise(opened, promise, build_on=build_on, quiet=quiet or json_)
     if missing:
         print(
             f"featkit: {embeddings} is not finished: {missing:,} of"
@@ -101,6 +110,7 @@ def _index_file(
     out: Path,
     model: Path | None,
     promise: "Promise | None",
+    build_on: BuildOn,
     *,
     quiet: bool,
     json_: bool,
@@ -139,7 +149,7 @@ def _index_file(
             report = read_vectors(opened, vectors, on_progress=progress)
         num_items = len(opened)
         measure_if_due(opened, quiet=quiet or json_)
-        keep_promise(opened, promise, quiet=quiet or json_)
+        keep_promise(opened, promise, build_on=build_on, quiet=quiet or json_)
     _print_report(report, out, num_items, json_=json_)
 
 

@@ -124,7 +124,7 @@ def _search_facts(index: "Index") -> dict[str, Any]:
     measured = generation.measured
     return {
         "search": f"{generation.kind.about}, of {generation.num_items:,} images, built"
-        f" {generation.built}",
+        f" {generation.built}{' on a GPU' * (generation.built_on == 'gpu')}",
         "recall_at_10": measured.recall_at_10,
         "recall_at_10_low": measured.low,
         "search_p50_ms": measured.p50_ms,

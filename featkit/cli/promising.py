@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, TypeAlias
 
 from cyclopts import Parameter
 
@@ -36,6 +36,14 @@ Recall: TypeAlias = Annotated[
         " search. The default is 0.95.",
     ),
 ]
+BuildOn: TypeAlias = Annotated[
+    Literal["auto", "cpu", "gpu"],
+    Parameter(
+        help="Where the codes of a large index are built: auto takes an NVIDIA GPU if FAISS can use"
+        " one (faiss-gpu-cuvs). The index is the same kind of files and is searched on any machine,"
+        " but only a CPU builds the same bytes each time.",
+    ),
+]
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 BINARY_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -61,6 +69,17 @@ def promise_from(memory: str | None, recall: float | None) -> Promise | None:
     )
 
 
+def check_build_on(build_on: BuildOn) -> None:
+    """Check that a GPU which was asked for is there, before hours of other work.
+
+    EnvironmentProblem that says what to install or to check if it is not.
+    """
+    if build_on == "gpu":
+        from featkit.index.approximate.on_gpu import check_gpu
+
+        check_gpu(links=False)
+
+
 class Shown(NamedTuple):
     """The functions that a build calls to show its progress."""
 
@@ -80,7 +99,9 @@ def shown(index: Index, *, quiet: bool) -> Iterator[Shown]:
         yield Shown(lambda done, _total: progress(done, 0), on_step)
 
 
-def keep_promise(index: Index, promise: Promise | None, *, quiet: bool) -> None:
+def keep_promise(
+    index: Index, promise: Promise | None, *, build_on: BuildOn = "auto", quiet: bool
+) -> None:
     """Give an index a new promise, if there is one, and build what its promise asks for."""
     from featkit.index.approximate import upkeep
 
@@ -96,7 +117,11 @@ def keep_promise(index: Index, promise: Promise | None, *, quiet: bool) -> None:
     try:
         with shown(index, quiet=quiet) as show:
             generation = upkeep.keep_promise(
-                index, on_plan=show_plan, on_progress=show.on_progress, on_step=show.on_step
+                index,
+                build_on=build_on,
+                on_plan=show_plan,
+                on_progress=show.on_progress,
+                on_step=show.on_step,
             )
     except AlreadyLocked as error:  # that build is as good
         if not quiet:
@@ -121,10 +146,11 @@ def report_failed_build(index: Path) -> None:
 def in_words(generation: Generation, index: str) -> str:
     """Return what was built and how it answers."""
     measured = generation.measured
+    where = " on a GPU" if generation.built_on == "gpu" else ""
     return (
         f"{index} is searched by {generation.kind.about}, of"
         f" {counted(generation.num_items, 'image')} ({generation.num_bytes / 1e6:,.1f} MB), built"
-        f" in {generation.seconds:,.0f} s. recall@10 {measured.recall_at_10:.3f} (at least"
+        f"{where} in {generation.seconds:,.0f} s. recall@10 {measured.recall_at_10:.3f} (at least"
         f" {measured.low:.3f}), recall@1 {measured.recall_at_1:.3f}; one search takes"
         f" {measured.p50_ms:.2f} ms (p99 {measured.p99_ms:.2f} ms)."
     )

@@ -17,8 +17,10 @@ from featkit.cli.console import ProgressReporter, print_json, print_table, stdou
 from featkit.cli.options import AsJson, Quiet, Rehash, Retry
 from featkit.cli.outlook import before_sync
 from featkit.cli.promising import (
+    BuildOn,
     Memory,
     Recall,
+    check_build_on,
     keep_promise,
     promise_from,
     report_failed_build,
@@ -53,6 +55,7 @@ def sync(
     threads: int | None = None,
     memory: Memory = None,
     recall: Recall = None,
+    build_on: BuildOn = "auto",
     quiet: Quiet = False,
     json_: AsJson = False,
     select: SelectionFlags | None = None,
@@ -106,14 +109,15 @@ def sync(
         workers=threads,
         background=False,
     )
+    check_build_on(build_on)
     promise = promise_from(memory, recall)
     if watch:
-        _watch(photos, index, model, options, promise, quiet=quiet, json_=json_)
+        _watch(photos, index, model, options, promise, build_on, quiet=quiet, json_=json_)
         return
     report = _run(photos, index, model, options, promise, quiet=quiet or json_)
     _print_report(report, index, json_=json_)
     if not dry_run:
-        _keep_up(index, promise, quiet=quiet or json_)
+        _keep_up(index, promise, build_on, quiet=quiet or json_)
 
 
 def _watch(
@@ -122,6 +126,7 @@ def _watch(
     model: Path | None,
     options: SyncOptions,
     promise: Promise | None,
+    build_on: BuildOn,
     *,
     quiet: bool,
     json_: bool,
@@ -137,7 +142,7 @@ def _watch(
         try:
             silent = quiet or json_ or not is_first
             report = _run(photos, index, model, options, promise, quiet=silent)
-            _keep_up(index, promise if is_first else None, quiet=silent, builds=is_first)
+            _keep_up(index, promise if is_first else None, build_on, quiet=silent, builds=is_first)
             options = replace(options, background=True)
         except Interrupted:
             raise
@@ -180,14 +185,21 @@ def _run(
     return report
 
 
-def _keep_up(index: Path, promise: Promise | None, *, quiet: bool, builds: bool = True) -> None:
+def _keep_up(
+    index: Path,
+    promise: Promise | None,
+    build_on: BuildOn,
+    *,
+    quiet: bool,
+    builds: bool = True,
+) -> None:
     """Measure what the changed index needs, and build it unless that is left to the background."""
     from featkit.index import Index
 
     with Index.open(index) as opened:
         measure_if_due(opened, quiet=quiet)
         if builds:
-            keep_promise(opened, promise, quiet=quiet)
+            keep_promise(opened, promise, build_on=build_on, quiet=quiet)
         else:
             report_failed_build(index)
 

@@ -72,12 +72,17 @@ QUICK_COUNT, QUICK_QUERIES = 3000, 60
 
 
 def build_featkit(kind: Kind, index: Path, copy: Path) -> None:
-    """Build featkit's codes in a copy of the index, which shares its vectors."""
+    """Build featkit's codes in a copy of the index."""
+    copy_index(index, copy)
+    with Index.open(copy) as opened:
+        compact(opened, kind=kind, target=TARGET, allow_low_recall=True, build_on="cpu")
+
+
+def copy_index(index: Path, copy: Path) -> None:
+    """Copy an index, except for its vectors, which both share. An earlier copy is replaced."""
     if copy.exists():
         shutil.rmtree(copy)
     shutil.copytree(index, copy, copy_function=_link_vectors)
-    with Index.open(copy) as opened:
-        compact(opened, kind=kind, target=TARGET, allow_low_recall=True)
 
 
 def _link_vectors(source: str, target: str) -> str:

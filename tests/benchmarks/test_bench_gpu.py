@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import bench_gpu, record
+from featkit.index.bounded_faiss import faiss
+from tests.benchmarks import bench_gpu, bench_gpu_index, record
 from tests.benchmarks.flops import chip_peak
+from tests.data import needs_shared_data
 
 
 # of lightly's and torch's own
@@ -25,6 +27,23 @@ def test_bench_gpu_can_be_tried_on_a_cpu_keeping_no_figures(
         assert figures[name]["median ratio to lightly, alone"] > 0
     assert "| loop |" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+@needs_shared_data
+def test_bench_gpu_index_can_be_tried_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    rows = bench_gpu_index.main(["--cpu-check"])
+    assert [row["codes"] for row in rows] == ["graph-4", "lists"]
+    assert all(row["built on"] == "cpu" and row["recall@10"] > 0.9 for row in rows)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(getattr(faiss, "get_num_gpus", lambda: 0)() > 0, reason="FAISS sees a GPU")
+def test_bench_gpu_index_says_what_it_needs() -> None:
+    with pytest.raises(SystemExit, match=r"gpu is not possible: .* --cpu-check"):
+        bench_gpu_index.main([])
 
 
 @pytest.mark.parametrize(

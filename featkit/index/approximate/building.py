@@ -7,21 +7,22 @@ scanned until the next build. A build that was stopped continues from the last p
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featkit.atomic import replace_file, write_text
+from featkit.atomic import replace_file
 from featkit.errors import FeatkitError, InputError, Interrupted
 from featkit.index.approximate.codes import (
     FINE_GRAPH,
+    LISTS,
     ROWS_PER_ADD,
     Codes,
     Kind,
@@ -29,8 +30,6 @@ from featkit.index.approximate.codes import (
     begin,
     finish,
     num_trained_on,
-    read_partial,
-    write_codes,
 )
 from featkit.index.approximate.generation import (
     FOLDER,
@@ -43,15 +42,16 @@ from featkit.index.approximate.generation import (
     ids_path,
 )
 from featkit.index.approximate.graph import EF_CONSTRUCTION, ENTRY_STEP, LINKS
+from featkit.index.approximate.on_gpu import BuildOn, Gpu, GpuProblem, choose_gpu
+from featkit.index.approximate.partial import PARTIAL, PARTIAL_RECORD, Partial
 from featkit.index.approximate.tuning import truth_of, tune
 from featkit.index.builders import LOCK_FILE, excluding_builders
 from featkit.index.index import Index
 from featkit.index.index_types import APPROXIMATE, INDEX_TYPE
 from featkit.index.state import content_checksum
 from featkit.index.vectors import FileRows
-from featkit.wording import counted
+from featkit.wording import counted, first_line
 
-PARTIAL, PARTIAL_RECORD = "building.faiss", "building.json"
 SAVE_EVERY_S = 300.0
 NUM_LEFT_OUT = 1000
 LEFT_OUT_SHARE = 0.02
@@ -66,11 +66,13 @@ class LowRecall(FeatkitError):
     def __init__(self, index: Path, generation: Generation) -> None:
         self.generation = generation
         measured = generation.measured
+        other = " build with --build-on cpu," if generation.built_on == "gpu" else ""
         super().__init__(
             f"Searching {index} by {generation.kind.about} reaches a recall@10 of"
             f" {measured.recall_at_10:.3f} (at least {measured.low:.3f}) in {measured.p50_ms:.1f}"
             f" ms, but {generation.target:g} was asked for. Searches stay as they were; ask for"
-            " less with --recall, allow more with --memory, or take it with --allow-low-recall."
+            f" less with --recall, allow more with --memory,{other} or take it with"
+            " --allow-low-recall."
         )
 
 
@@ -95,6 +97,7 @@ def compact(
     kind: Kind = FINE_GRAPH,
     target: float = 0.95,
     allow_low_recall: bool = False,
+    build_on: BuildOn = "auto",
     on_progress: Progress = lambda _done, _total: None,
     on_step: Callable[[str], None] = lambda _step: None,
 ) -> Generation:
@@ -102,19 +105,33 @@ def compact(
 
     The index is open for reading; another process may write it meanwhile. kind: what to build;
     `planning.plan_search` chooses. target: the recall@10 that searches are tuned to, by the lower
-    end of its 95 % interval. on_progress: called with the number of vectors added and their total;
-    on_step: with what is done, in words.
+    end of its 95 % interval. build_on: `auto` is a GPU if it can build, otherwise the CPU. Codes
+    built on a CPU have the same bytes each time, those built on a GPU have not. on_progress: called
+    with the number of vectors added and their total; on_step: with what is done, in words.
 
     LowRecall if the target is not reached, unless allow_low_recall; InputError for fewer than 2
     items, a wrong target, or an index that was replaced meanwhile; EnvironmentProblem if another
-    process builds, or on a full disk; Interrupted on Ctrl-C. After LowRecall and Interrupted,
-    another call continues with what was built.
+    process builds, on a full disk, or if `gpu` was asked for and cannot build; Interrupted on
+    Ctrl-C. After LowRecall and Interrupted, another call continues with what was built.
     """
     if not 0 < target <= 1:
         raise InputError(f"The recall is {target:g}; it must be above 0 and at most 1.")
     with excluding_builders(index.path):
         try:
-            return _compact(index, kind, target, allow_low_recall, on_progress, on_step)
+            compact_on = partial(
+                _compact, index, kind, target, allow_low_recall, on_progress, on_step
+            )
+            try:
+                return compact_on(
+                    choose_gpu(
+                        build_on, links=kind is not LISTS, num_rows=len(index), width=index.width
+                    )
+                )
+            except GpuProblem as problem:
+                if build_on == "gpu":
+                    raise
+                on_step(f"{first_line(problem)}: building on the CPU")
+                return compact_on(None)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"Stopped by Ctrl-C; {index.path} is unchanged, and the same command continues."
@@ -128,6 +145,7 @@ def _compact(
     allow_low_recall: bool,
     on_progress: Progress,
     on_step: Callable[[str], None],
+    gpu: Gpu | None,
 ) -> Generation:
     started = time.perf_counter()
     snapshot = Snapshot.of(index)
@@ -135,13 +153,13 @@ def _compact(
         raise InputError(f"{index.path} has {counted(len(snapshot.ids), 'image')}; add more first.")
     left_out, ids = _split(snapshot.ids)
     content = content_checksum(snapshot.rows, ids)
-    name = f"{snapshot.rows.num_rows:010}-{_digest(kind, snapshot, ids, content)}"
+    name = f"{snapshot.rows.num_rows:010}-{_digest(kind, snapshot, ids, content, gpu)}"
     in_use = _current(index)
     _remove_files(index.path, keep=(name, in_use.name if in_use else None))
     path = codes_path(index.path, name)
     if not _is_built(index.path, name, in_use):
-        on_step(f"building {kind.about}")
-        _build(index.path, kind, snapshot, ids, name, on_progress)
+        on_step(f"building {kind.about}{' on the GPU' if gpu else ''}")
+        _build(index.path, kind, snapshot, ids, name, gpu, on_progress)
     codes = Codes.open(path)
     on_step("measuring the recall")
     truth = truth_of(snapshot.rows, ids, snapshot.rows.take(left_out))
@@ -162,6 +180,7 @@ def _compact(
         built=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         seconds=round(time.perf_counter() - started, 1),
         measured=measured,
+        built_on="gpu" if gpu else "cpu",
     )
     if measured.low < target and not allow_low_recall:
         raise LowRecall(index.path, generation)
@@ -210,77 +229,49 @@ def _build(
     snapshot: Snapshot,
     ids: np.ndarray,
     name: str,
+    gpu: Gpu | None,
     on_progress: Progress,
 ) -> None:
     """Build the codes of these items and write their files."""
-    partial = _Partial(path / FOLDER, name)
-    index, num_done = partial.read()
+    saving = Partial(path / FOLDER, name)
+    index, num_done = saving.read()
     saved = time.monotonic()
+    rows_per_add = ROWS_PER_ADD if gpu is None or kind is LISTS else len(ids)
 
     def batches() -> Iterator[np.ndarray]:
-        for start in range(num_done, len(ids), ROWS_PER_ADD):
-            yield snapshot.rows.take(ids[start : start + ROWS_PER_ADD])
+        for start in range(num_done, len(ids), rows_per_add):
+            yield snapshot.rows.take(ids[start : start + rows_per_add])
 
     def on_added(index: Any) -> None:
         nonlocal saved
         on_progress(index.ntotal, len(ids))
         if time.monotonic() > saved + SAVE_EVERY_S and index.ntotal < len(ids):
-            partial.write(index)
+            saving.write(index)
             saved = time.monotonic()
 
     on_progress(num_done, len(ids))
     sample = snapshot.rows.take(_sample(ids, num_trained_on(kind, len(ids))))
     if index is None:
-        index = begin(kind, sample, num_rows=len(ids))
-    add(index, batches(), on_added)
+        index = begin(kind, sample, num_rows=len(ids), gpu=gpu)
+    add(index, batches(), on_added, gpu=gpu)
     finished = finish(kind, index, sample, lambda positions: snapshot.rows.take(ids[positions]))
     with replace_file(ids_path(path, name)) as temporary:
         temporary.write_bytes(ids.astype(INT64).tobytes())
     with replace_file(codes_path(path, name)) as temporary:
         finished.write(temporary)
-    partial.remove()
+    saving.remove()
 
 
 def _sample(ids: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(SEED).choice(ids, count, replace=False))
 
 
-def _digest(kind: Kind, snapshot: Snapshot, ids: np.ndarray, content: int) -> str:
+def _digest(kind: Kind, snapshot: Snapshot, ids: np.ndarray, content: int, gpu: Gpu | None) -> str:
     """Return what distinguishes this build from others, as 16 hexadecimal digits."""
     parts = [kind.name, snapshot.index_id, zlib.crc32(ids.tobytes()), content, snapshot.rows.width]
-    text = " ".join(map(str, [*parts, LINKS, EF_CONSTRUCTION, ENTRY_STEP, ROWS_PER_ADD]))
+    device = ["gpu"] if gpu else []
+    text = " ".join(map(str, [*parts, LINKS, EF_CONSTRUCTION, ENTRY_STEP, ROWS_PER_ADD, *device]))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-class _Partial:
-    """The codes that an interrupted build has saved."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._codes, self._record = folder / PARTIAL, folder / PARTIAL_RECORD
-        self._name = name
-
-    def read(self) -> tuple[Any | None, int]:
-        """Return the saved codes and how many vectors they are of; (None, 0) without ours."""
-        try:
-            record = json.loads(self._record.read_text(encoding="utf-8"))
-            if record["build"] != self._name:
-                return None, 0
-            index = read_partial(self._codes)
-            return (index, index.ntotal) if index.ntotal == record["vectors"] else (None, 0)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError):
-            return None, 0
-
-    def write(self, index: Any) -> None:
-        """Save codes. The record comes last, and names the build and the number of vectors."""
-        self._record.unlink(missing_ok=True)
-        with replace_file(self._codes) as temporary:
-            write_codes(temporary, index)
-        write_text(self._record, json.dumps({"build": self._name, "vectors": int(index.ntotal)}))
-
-    def remove(self) -> None:
-        """Remove what was saved."""
-        for file in (self._record, self._codes):
-            file.unlink(missing_ok=True)
 
 
 def _remove_files(path: Path, *, keep: Iterable[str | None]) -> None:

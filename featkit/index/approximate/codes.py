@@ -13,6 +13,7 @@ import errno
 import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,16 @@ import numpy as np
 from featkit.errors import InputError
 from featkit.index.approximate.graph import (
     ENTRY_STEP,
+    OTHERS_LINKS,
     Graph,
     VectorRows,
+    add_linked,
     add_nodes,
     begin_graph,
     link_lost,
     make_entries,
 )
+from featkit.index.approximate.on_gpu import Gpu
 from featkit.index.bounded_faiss import faiss, shared_processors
 from featkit.paths import text_path
 
@@ -146,7 +150,7 @@ class Codes:
         return np.asarray(positions)
 
 
-def begin(kind: Kind, sample: np.ndarray, *, num_rows: int) -> Any:
+def begin(kind: Kind, sample: np.ndarray, *, num_rows: int, gpu: Gpu | None = None) -> Any:
     """Return FAISS's index, trained on a sample (n, D) float32 and still empty."""
     width = sample.shape[1]
     with shared_processors():
@@ -157,7 +161,8 @@ def begin(kind: Kind, sample: np.ndarray, *, num_rows: int) -> Any:
             if kind is LISTS
             else begin_graph(width)
         )
-        begun.train(np.ascontiguousarray(sample, np.float32))
+        with gpu.training(begun) if gpu is not None and kind is LISTS else nullcontext():
+            begun.train(np.ascontiguousarray(sample, np.float32))
     return begun
 
 
@@ -175,16 +180,25 @@ def num_lists(num_rows: int) -> int:
 
 
 def add(
-    index: Any, batches: Iterable[np.ndarray], on_added: Callable[[Any], None] = lambda _index: None
+    index: Any,
+    batches: Iterable[np.ndarray],
+    on_added: Callable[[Any], None] = lambda _index: None,
+    *,
+    gpu: Gpu | None = None,
 ) -> None:
-    """Add vectors, each batch (n, D) float32. on_added: called with the index after each batch."""
+    """Add vectors, each batch (n, D) float32. on_added: called with the index after each batch.
+
+    With a GPU, a graph takes all vectors as one batch.
+    """
     with shared_processors():
-        is_graph = not isinstance(index, faiss.IndexIVF)
         for batch in batches:
-            if is_graph:
-                add_nodes(index, batch)
+            if isinstance(index, faiss.IndexIVF):
+                with nullcontext() if gpu is None else gpu.assigning(index):
+                    index.add(np.ascontiguousarray(batch, np.float32))
+            elif gpu is not None:
+                add_linked(index, batch, gpu.links(batch, OTHERS_LINKS))
             else:
-                index.add(np.ascontiguousarray(batch, np.float32))
+                add_nodes(index, batch)
             on_added(index)
 
 

@@ -48,7 +48,7 @@ class Generation:
     """The record of built codes.
 
     until: the id of the first item that was added after they were begun. effort and num_candidates:
-    how they are searched. target: the recall@10 that was asked for.
+    how they are searched. target: the recall@10 that was asked for. built_on: cpu or gpu.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Generation:
     built: str
     seconds: float
     measured: Measured
+    built_on: str = "cpu"
 
     @property
     def kind(self) -> Kind:

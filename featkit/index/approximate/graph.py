@@ -31,6 +31,9 @@ FEW_LINKS, FEW_LINKED_FROM = 10, 5  # a node with fewer is lost
 MOST_LOST, ALWAYS_LINKED = 0.05, 1000  # share and number of the nodes that are linked at most
 LOST_EFFORT, LOST_ENTRY_EFFORT = 128, 96
 LINKED_BACK = 16
+# Links per node that are asked of another builder; the rest is room for those of lost nodes, which
+# connect what only its own neighbors lead to.
+OTHERS_LINKS = 2 * LINKS - 4
 ROWS_AT_ONCE = 50_000
 
 VectorRows = Callable[[np.ndarray], np.ndarray]
@@ -97,6 +100,41 @@ def add_nodes(index: Any, vectors: np.ndarray) -> None:
     # Given for all vectors, levels do not depend on what this process has drawn before.
     faiss.copy_array_to_vector(_levels(index.ntotal + len(vectors)), index.hnsw.levels)
     index.add(np.ascontiguousarray(vectors, np.float32))
+
+
+def add_linked(index: Any, vectors: np.ndarray, links: np.ndarray) -> None:
+    """Add vectors (n, D) float32 to an empty graph, with links of the base level found elsewhere.
+
+    links: (n, d) integers, d at most 2 * LINKS. Left out are links to the node itself, second links
+    to the same node, and numbers outside of 0 .. n - 1. There are no other levels, since walks do
+    not begin there. The caller has bounded FAISS's threads.
+    """
+    hnsw, base, count = index.hnsw, 2 * LINKS, len(vectors)
+    faiss.copy_array_to_vector(np.ones(count, np.int32), hnsw.levels)
+    hnsw.prepare_level_tab(count, True)  # of these levels; all links are -1
+    kept = faiss.rev_swig_ptr(hnsw.neighbors.data(), hnsw.neighbors.size()).reshape(count, base)
+    made: Any = faiss
+    storage = made.downcast_index(index.storage)
+    for start in range(0, count, ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        storage.add(np.ascontiguousarray(vectors[part], np.float32))
+        kept[part, : links.shape[1]] = _tidy(links[part], start, count)
+    index.ntotal, hnsw.entry_point, hnsw.max_level = count, 0, 0
+
+
+def _tidy(links: np.ndarray, start: int, count: int) -> np.ndarray:
+    """Return links (m, d) of nodes from `start` on in the same order, those left out as -1 behind
+    them, since FAISS reads up to the first -1."""
+    nodes = np.arange(start, start + len(links))[:, None]
+    is_kept = (links >= 0) & (links < count) & (links != nodes)
+    order = np.argsort(links, axis=1, kind="stable")
+    in_order = np.take_along_axis(links, order, axis=1)
+    is_again = np.zeros_like(is_kept)
+    is_again[:, 1:] = in_order[:, 1:] == in_order[:, :-1]
+    is_kept &= ~np.take_along_axis(is_again, np.argsort(order, axis=1), axis=1)
+    order = np.argsort(~is_kept, axis=1, kind="stable")
+    tidied: np.ndarray = np.take_along_axis(np.where(is_kept, links, -1), order, axis=1)
+    return tidied
 
 
 def make_entries(index: Any, rows: VectorRows) -> Any:

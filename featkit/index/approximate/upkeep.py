@@ -8,6 +8,7 @@ import numpy as np
 
 from featkit.index.approximate.building import Progress, compact
 from featkit.index.approximate.generation import FOLDER, SETTING, Generation
+from featkit.index.approximate.on_gpu import BuildOn
 from featkit.index.approximate.planning import PROMISE, REBUILD_SHARE, Promise, SearchPlan
 from featkit.index.builders import FAILURE_FILE
 from featkit.index.index import Index
@@ -31,14 +32,16 @@ def give_promise(index: Index, promise: Promise) -> None:
 def keep_promise(
     index: Index,
     *,
+    build_on: BuildOn = "auto",
     on_plan: Callable[[SearchPlan], None] = lambda _plan: None,
     on_progress: Progress = lambda _done, _total: None,
     on_step: Callable[[str], None] = lambda _step: None,
 ) -> Generation | None:
     """Build the codes of an index if its promise asks for other or newer ones; return them.
 
-    If many rows of the vectors file belong to removed items, they are reclaimed first. on_plan:
-    called with the plan if codes are built. Raises what `compact` and `reclaim` raise.
+    If many rows of the vectors file belong to removed items, they are reclaimed first. build_on: as
+    for `compact`. on_plan: called with the plan if codes are built. Raises what `compact` and
+    `reclaim` raise.
     """
     promise = promise_of(index)
     if promise is None:
@@ -51,7 +54,12 @@ def keep_promise(
         assert plan.kind is not None
         on_plan(plan)
         generation = compact(
-            index, kind=plan.kind, target=promise.recall, on_progress=on_progress, on_step=on_step
+            index,
+            kind=plan.kind,
+            target=promise.recall,
+            build_on=build_on,
+            on_progress=on_progress,
+            on_step=on_step,
         )
     (index.path / FOLDER / FAILURE_FILE).unlink(missing_ok=True)
     return generation

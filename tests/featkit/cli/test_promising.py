@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from featkit.cli.promising import parse_bytes
 from featkit.index import Index
-from featkit.index.approximate import planning
+from featkit.index.approximate import on_gpu, planning
 from featkit.index.approximate.planning import Promise
 from featkit.index.approximate.upkeep import promise_of
 from tests.commands import run_featkit
+from tests.featkit.index.approximate.conftest import StandIn, use
 from tests.images import draw_folder
 from tests.sentences import refused
 
@@ -73,3 +75,39 @@ def test_memory_that_cannot_suffice_is_one_sentence(
     assert "Traceback" not in said.error
     said = run_featkit("compact", "i", "--memory", "much")
     assert (said.code, "write it like 2GB" in said.error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "words", [("sync", "photos", "i"), ("index", "emb", "--out", "i"), ("compact", "i")]
+)
+def test_a_missing_gpu_is_refused_before_anything_else(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_gpu, "faiss", SimpleNamespace())
+    monkeypatch.chdir(tmp_path)
+    said = run_featkit(*words, "--build-on", "gpu")
+    assert said.code == 3
+    assert "pip install faiss-gpu-cuvs" in said.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_codes_built_on_a_gpu_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "EXACT_BELOW", 20)
+    monkeypatch.setattr(on_gpu, "check_gpu", lambda **_: None)
+    use(StandIn(), monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    draw_folder(tmp_path / "photos", 120)
+    assert run_featkit("embed", "photos", "--out", "emb", "--quiet").code == 0
+    promise = ("--recall", "0.5", "--build-on", "gpu")
+    for words in (
+        ("sync", "photos", "i", *promise),
+        ("index", "emb", "--out", "j", *promise),
+        ("compact", "i", *promise),
+    ):
+        said = run_featkit(*words)
+        assert "of 118 images" in " ".join(said.out.split()), said.error
+        assert "built on a GPU in" in " ".join(said.out.split())
+    for index in "ij":
+        assert json.loads(run_featkit("inspect", index, "--json")[1])["search"].endswith("on a GPU")
+    said = run_featkit("compact", "i", "--recall", "0.5", "--build-on", "cpu")
+    assert "built in" in " ".join(said.out.split())

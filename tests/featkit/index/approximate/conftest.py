@@ -1,14 +1,17 @@
-"""An index of a few thousand vectors in clumps, with codes of them."""
+"""An index of a few thousand vectors in clumps, with codes of them, and a GPU's stand-in."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from featkit.index import Index
 from featkit.index.approximate import building
+from featkit.index.approximate.on_gpu import Gpu
+from featkit.index.bounded_faiss import faiss
 from tests.model_files import make_model_file
 
 NUM_ITEMS, WIDTH = 3000, 32
@@ -40,3 +43,28 @@ def index(tmp_path: Path, model: Path) -> Path:
         )
         building.compact(made)
     return path
+
+
+class StandIn(Gpu):
+    """Exact neighbors, and copies of FAISS's indexes on the CPU."""
+
+    def __init__(self) -> None:
+        self.num_copies = 0
+
+    def links(self, vectors: np.ndarray, num_links: int) -> np.ndarray:
+        scores = vectors @ vectors.T
+        np.fill_diagonal(scores, -np.inf)
+        return np.argsort(-scores, axis=1, kind="stable")[:, :num_links]
+
+    def copy_of(self, flat: Any) -> Any:
+        self.num_copies += 1
+        return faiss.clone_index(flat)
+
+
+def use(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this one build unless the CPU is asked for."""
+
+    def choose(build_on: str, **_: object) -> Gpu | None:
+        return None if build_on == "cpu" else gpu
+
+    monkeypatch.setattr(building, "choose_gpu", choose)
