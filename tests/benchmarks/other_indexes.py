@@ -22,6 +22,8 @@ from tests.benchmarks.made_up_index import all_vectors
 K, TARGET = 10, 0.95
 EFS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)
 FAISS, USEARCH = "FAISS HNSW32,SQ8", "usearch i8"
+REFINED = f"{FAISS}, re-ranked"
+REFINED_PER_HIT = 4  # candidates of the codes that are ranked by their vectors
 
 Search: TypeAlias = Callable[[np.ndarray], list[Neighbors]]
 
@@ -92,11 +94,32 @@ def open_faiss(file: Path, truth: Truth, vectors: np.ndarray) -> Opened:
     return _tuned(with_effort, file, truth, vectors)
 
 
+def open_refined(file: Path, truth: Truth, vectors: np.ndarray) -> Opened:
+    """Open what `build_faiss` wrote with its best candidates ranked by their vectors, tuned."""
+    made: Any = faiss
+    built = made.read_index(str(file))
+    refined = made.IndexRefineFlat(built, faiss.swig_ptr(vectors))
+
+    def with_effort(ef: int) -> Search:
+        walk = made.SearchParametersHNSW(efSearch=max(ef, REFINED_PER_HIT * K))
+        parameters = made.IndexRefineSearchParameters(
+            k_factor=REFINED_PER_HIT, base_index_params=walk
+        )
+
+        def search(queries: np.ndarray) -> list[Neighbors]:
+            scores, ids = refined.search(queries, K, params=parameters)
+            return [Neighbors(*row) for row in zip(ids, scores, strict=True)]
+
+        return search
+
+    return _tuned(with_effort, file, truth, vectors)
+
+
 def open_usearch(file: Path, truth: Truth, vectors: np.ndarray) -> Opened:
     """Open what `build_usearch` wrote, tuned to the target."""
     from usearch.index import Index as Usearch
 
-    built = Usearch(ndim=vectors.shape[1], metric="cos", dtype="i8")
+    built: Any = Usearch(ndim=vectors.shape[1], metric="cos", dtype="i8")
     built.load(str(file))
 
     def with_effort(ef: int) -> Search:

@@ -17,7 +17,7 @@ from featkit.index.bounded_faiss import faiss
 from featkit.sources import Source, open_source
 from tests.benchmarks import autofaiss_beside, bench_large_index, real_index, record
 from tests.benchmarks.autofaiss_beside import make_environment, served
-from tests.benchmarks.other_indexes import FAISS, K
+from tests.benchmarks.other_indexes import FAISS, REFINED, K
 from tests.benchmarks.real_index import TINY, Copies, make_real_index
 from tests.data import needs_shared_data
 from tests.images import draw_folder
@@ -99,8 +99,11 @@ def test_methods_are_compared_on_the_same_queries(
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
     *rows, exact = bench_large_index.main(["--quick", "--room", str(tmp_path / "room")])
     methods = [row["method"] for row in rows]
-    assert {f"featkit {name}" for name in KINDS} | {FAISS} <= set(methods)
+    assert {f"featkit {name}" for name in KINDS} | {FAISS, REFINED} <= set(methods)
     assert all(float(str(row["recall@10"])) > 0.9 for row in rows)
-    assert all(0 < float(str(row["bytes / raw"])) < 0.5 for row in rows)
+    assert all(0 < float(str(row["bytes"])) < 0.5 * 3000 * 384 * 4 for row in rows)
+    facts = {str(row["method"]): row for row in rows}
+    assert facts[REFINED][f"speed / {REFINED}"] == 1
+    assert float(str(facts[REFINED]["recall@10"])) >= float(str(facts[FAISS]["recall@10"])) - 0.02
     assert float(str(exact["queries/s"])) > 0
     assert not (tmp_path / "results").exists()
