@@ -2,9 +2,10 @@
 
     python -m featkit.index.approximate.background INDEX
 
-The process has half of the processors and a low priority. It holds the builders' lock, so a second
-one ends at once. If the writer ends first, the process finishes its work. What goes wrong is kept
-in a file next to the codes until a build succeeds, and commands report it.
+The process has half of the processors and a low priority, and leaves a GPU to others. It holds the
+builders' lock, so a second one ends at once. If the writer ends first, the process finishes its
+work. What goes wrong is kept in a file next to the codes until a build succeeds, and commands
+report it.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ def main(path: Path) -> int:
         os.nice(NICE)
     try:
         with Index.open(path) as index:
-            keep_promise(index)
+            keep_promise(index, build_on="cpu")
     except AlreadyLocked:
         return 0
     except FeatkitError as error:

@@ -17,16 +17,16 @@ import pytest
 
 from featkit.errors import InputError
 from featkit.index import Index
-from featkit.index.approximate import background
+from featkit.index.approximate import background, planning
 from featkit.index.approximate.background import Failure, main
-from featkit.index.approximate.generation import FOLDER, SETTING
+from featkit.index.approximate.generation import FOLDER, SETTING, Generation
 from featkit.index.approximate.planning import EXACT_BELOW, Promise
 from featkit.index.approximate.upkeep import give_promise, is_due
 from featkit.index.builders import FAILURE_FILE, excluding_builders
 from featkit.index.reclaiming import DeadRows
 from featkit.resources import usable_cpus
 from tests.commands import run_featkit
-from tests.featkit.index.approximate.conftest import clumped
+from tests.featkit.index.approximate.conftest import StandIn, clumped, use
 from tests.model_files import make_model_file
 from tests.processes import run_python
 
@@ -175,7 +175,7 @@ def test_a_killed_process_is_reported(promised: Path, monkeypatch: pytest.Monkey
 def test_a_failure_is_kept_and_not_repeated_at_once(
     promised: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_index: Index) -> None:
+    def fail(_index: Index, **_: object) -> None:
         raise InputError("something is wrong.")
 
     with Index.open(promised, writable=True, background=False) as index:
@@ -251,3 +251,15 @@ def test_codes_are_built_when_the_index_has_grown(
         assert added > EXACT_BELOW
     wait_until(is_idle)
     assert Failure.of(tmp_path / "i") is None
+
+
+def test_a_gpu_is_left_to_others(promised: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(StandIn(), monkeypatch)
+    monkeypatch.setattr(planning, "EXACT_BELOW", 20)
+    monkeypatch.setattr(os, "nice", lambda _by: None)
+    with Index.open(promised, writable=True, background=False) as index:
+        give_promise(index, Promise(recall=0.5))
+    assert main(promised) == 0
+    with Index.open(promised) as index:
+        text = index.read(lambda state: state.catalogue.settings()[SETTING])
+    assert Generation.from_json(str(text)).built_on == "cpu"
