@@ -155,6 +155,7 @@ def compare(
                     rows[REFINED] = {
                         "method": REFINED,
                         "bytes": refined.num_bytes,
+                        "bytes / raw": round(refined.num_bytes / vectors.nbytes, 3),
                         **refined.facts,
                     }
                 elif method == USEARCH:
