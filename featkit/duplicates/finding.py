@@ -28,7 +28,7 @@ from featkit.errors import InputError, Interrupted
 from featkit.index import Index
 from featkit.index.meaning import Calibration
 from featkit.index.state import CommittedVectors, IndexState
-from featkit.index.vectors import FileRows
+from featkit.index.stored_rows import FileRows
 
 # Images that score less than strangers do are looked at if they are among the first.
 MAX_LOOKS = 8

@@ -15,7 +15,6 @@ from featkit.duplicates.look import SAME, SURELY_SAME, Look, agreement
 from featkit.index import Index
 from featkit.index.meaning import Calibration
 from featkit.index.state import IndexState
-from featkit.index.vectors import FileRows
 from featkit.resources import usable_cpus
 
 LOOKS_KEPT = 2048  # at 45 kB each
@@ -111,11 +110,8 @@ def _vectors(index: Index, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     def read(state: IndexState) -> tuple[np.ndarray, np.ndarray]:
         are_live = state.vectors.live[ids]
         unique, inverse = np.unique(ids[are_live], return_inverse=True)
-        rows = state.vectors.rows
-        unheld = FileRows(rows.file, rows.num_rows, row_map=rows.row_map, most_held=0)
-        bounded = IndexState(
-            state.path, state.width, state.catalogue, replace(state.vectors, rows=unheld)
-        )
+        unheld = replace(state.vectors, rows=state.vectors.rows.unheld())
+        bounded = IndexState(state.path, state.width, state.catalogue, unheld)
         vectors = np.zeros((len(ids), state.width))
         vectors[are_live] = bounded.vectors_of(unique)[inverse]
         return vectors, are_live

@@ -15,10 +15,11 @@ from featkit.index.approximate.planning import Promise
 from featkit.index.catalogue import Catalogue
 from featkit.index.compatibility import Compatibility
 from featkit.index.index_types import searcher_for
-from featkit.index.row_map import RowMap
+from featkit.index.row_map import RowMap, VectorsRecord
 from featkit.index.state import CommittedVectors, IndexState, read_vectors
-from featkit.index.tables import CatalogueReader
-from featkit.index.vectors import FileRows, Signature, VectorFile, signature_at
+from featkit.index.stored_rows import FileRows
+from featkit.index.tables import CatalogueReader, StateKey
+from featkit.index.vectors import Signature, VectorFile, signature_at
 
 # Pauses before each attempt of a read. It is repeated if the files are replaced meanwhile.
 PAUSES_S = (0.0, 0.01, 0.03, 0.1, 0.2)
@@ -103,41 +104,50 @@ class IndexReader:
         self._vectors_path = path = self._folder / record.file_name
         signature = signature_at(path)
         if vectors is None or (vectors.key, vectors.signature) != (key, signature):
-            settings = catalogue.settings()
-            compatibility = Compatibility.of(self.path, settings)
-            if self._compatibility is not None:
-                compatibility = self._compatibility.updated(compatibility)
-            self._compatibility = compatibility
-
-            is_open = vectors is not None and vectors.rows.row_map.record == record
-            if vectors is not None and is_open and vectors.signature.same_file(signature):
-                file = vectors.rows.file
-            else:
-                file = VectorFile(path, width=compatibility.width)
-            signature = file.signature()
-            num_rows = catalogue.num_rows()
-            file.check_length(record.num_stored(num_rows))
-            if vectors is not None and is_open and vectors.key.index_id == key.index_id:
-                row_map = vectors.rows.row_map
-            else:
-                row_map = RowMap(record, catalogue.kept_ids(record))
-            promise = Promise.of(settings)
-            rows = FileRows(
-                file,
-                num_rows,
-                row_map=row_map,
-                most_held=promise.spare_bytes(num_rows, compatibility.width) if promise else None,
-            )
-            searcher = searcher_for(self._folder, settings)
-            if vectors is not None and vectors.key == key:
-                vectors = dataclasses.replace(
-                    vectors, rows=rows, signature=signature, searcher=searcher
-                )
-            else:
-                vectors = read_vectors(catalogue, key, rows, signature, searcher, settings)
+            vectors = self._loaded(catalogue, key, record, signature, old=vectors)
             self._check_sample(vectors)
             self._keep(vectors)
         return IndexState(self.path, self.compatibility.width, catalogue, vectors)
+
+    def _loaded(
+        self,
+        catalogue: CatalogueReader,
+        key: StateKey,
+        record: VectorsRecord,
+        signature: Signature,
+        *,
+        old: CommittedVectors | None,
+    ) -> CommittedVectors:
+        """Return the vectors of the state that a catalogue reader sees. What stayed the same since
+        the old state is not read again. signature: that of the file at the path."""
+        settings = catalogue.settings()
+        compatibility = Compatibility.of(self.path, settings)
+        if self._compatibility is not None:
+            compatibility = self._compatibility.updated(compatibility)
+        self._compatibility = compatibility
+
+        before = None
+        if old is not None and old.rows.row_map.record == record:
+            before = old.rows if old.signature.same_file(signature) else None
+        file = before.file if before else VectorFile(self._vectors_path, width=compatibility.width)
+        signature = file.signature()
+        num_rows = catalogue.num_rows()
+        file.check_length(record.num_stored(num_rows))
+        if before and old and old.key != key and old.key.commit not in catalogue.recent_commits():
+            before = None  # a copy of the index may have replaced the files' bytes
+        row_map = before.row_map if before else RowMap(record, catalogue.kept_ids(record))
+        promise = Promise.of(settings)
+        rows = FileRows(
+            file,
+            num_rows,
+            row_map=row_map,
+            most_held=promise.spare_bytes(num_rows, compatibility.width) if promise else None,
+            before=before,
+        )
+        searcher = searcher_for(self._folder, settings)
+        if old is not None and old.key == key:
+            return dataclasses.replace(old, rows=rows, signature=signature, searcher=searcher)
+        return read_vectors(catalogue, key, rows, signature, searcher, settings)
 
     def _check_sample(self, vectors: CommittedVectors) -> None:
         if self._checks_sample:

@@ -24,7 +24,8 @@ from featkit.index.builders import excluding_builders
 from featkit.index.index import Index
 from featkit.index.row_map import VectorsRecord, remove_leftovers
 from featkit.index.state import CommittedVectors, IndexState, content_checksum
-from featkit.index.vectors import FLOAT32, FileRows, VectorWriter, signature_at
+from featkit.index.stored_rows import FileRows
+from featkit.index.vectors import FLOAT32, VectorWriter, signature_at
 
 WORTH_SHARE = 0.2  # of the rows that are dead
 COPY_BYTES = 16 * 2**20
@@ -129,8 +130,7 @@ class _Copier:
 
     def copy(self, rows: FileRows, ids: np.ndarray) -> None:
         """Append the rows with these ids, ascending, and flush them to the disk."""
-        # not kept in memory
-        rows = FileRows(rows.file, rows.num_rows, row_map=rows.row_map, most_held=0)
+        rows = rows.unheld()
         self._num_total += len(ids)
         step = max(1, COPY_BYTES // rows.file.row_bytes)
         for start in range(0, len(ids), step):

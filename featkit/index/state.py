@@ -24,8 +24,9 @@ from featkit.index.meaning import CALIBRATION, Calibration, Meaning
 from featkit.index.records import MAX_INTEGER, Hit, Item, NoSuchItem, Value
 from featkit.index.refining import Refinement, diverse, expanded, reciprocal_distances
 from featkit.index.searcher import Neighbors, Searcher
+from featkit.index.stored_rows import ChecksummedRows, FileRows
 from featkit.index.tables import CatalogueReader, DamagedCatalogue, StateKey
-from featkit.index.vectors import ChecksummedRows, FileRows, Signature
+from featkit.index.vectors import Signature
 
 # When the files have changed, the checksums of this many committed vectors are compared: the
 # first, the last and evenly spread ones between.
@@ -52,11 +53,11 @@ class CommittedVectors:
     calibration: Calibration | None
 
     def check_sample(self) -> None:
-        """Raise InputError unless the sampled vectors have their checksums.
+        """Raise InputError unless the sampled vectors of the file have their checksums.
 
-        If they do not, the vectors file is damaged or belongs to another index.
+        If they do not, it is damaged or belongs to another index.
         """
-        rows = ChecksummedRows(self.rows)
+        rows = ChecksummedRows(self.rows.unheld())
         rows.take(np.fromiter(self.sample, np.int64, len(self.sample)))
         self.check(rows.checksums(self.sample), self.sample)
 

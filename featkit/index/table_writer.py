@@ -22,10 +22,12 @@ from featkit.index.tables import (
     FOLDER_SQL,
     KEPT_ROWS_SCHEMA,
     MAX_METADATA_COLUMNS,
+    MOST_RECENT,
     NAN,
     NEW_COLUMNS,
     OLD,
     PLAIN,
+    RECENT,
     RESERVED_COLUMNS,
     THUMBNAIL,
     THUMBNAILS_SCHEMA,
@@ -43,6 +45,12 @@ OWN_COLUMNS = (
 class CatalogueWriter(CatalogueReader):
     """Read and change a catalogue, through a connection within a write transaction."""
 
+    _only_adds = True  # rows of vectors
+
+    def overwrites_rows(self) -> None:
+        """Note that rows of vectors are written anew, which may be in a reader's memory."""
+        self._only_adds = False
+
     def set_setting(self, name: str, value: Value) -> None:
         """Store a setting, replacing its old value."""
         self._connection.execute(
@@ -51,6 +59,8 @@ class CatalogueWriter(CatalogueReader):
 
     def count_change(self) -> None:
         """Give the state that is about to be committed a key of its own."""
+        recent = [*self.recent_commits(), self.state_key().commit] if self._only_adds else []
+        self.set_setting(RECENT, " ".join(recent[-MOST_RECENT:]))
         self._connection.execute("UPDATE settings SET value = value + 1 WHERE name = 'changes'")
         self.set_setting("commit", secrets.token_hex(8))
 

@@ -2,7 +2,8 @@
 
     settings            name, value: fingerprint, model_name, width, metric, run, proofs; `id` is
                         the index's own, random; `changes` counts transactions and `commit` is
-                        random for each; `writer` is the token of writer_token.py
+                        random for each, and `recent` has those of the states before; `writer`
+                        is the token of writer_token.py
     items               one row per item: id, key, folder (its part before the last /), source,
                         width, height, added (when, in UTC, as ISO 8601), deleted, vector_crc32
                         (CRC-32 of its row in the vectors file), and one column for each name of
@@ -56,6 +57,7 @@ MAX_METADATA_COLUMNS = 1000
 # Parameters of one statement. SQLite's own limit was 999 until 3.32.
 MAX_PARAMETERS = 500
 
+RECENT, MOST_RECENT = "recent", 100
 CHECKSUM, THUMBNAIL = "vector_crc32", "thumbnail"
 # Columns that filters may name, and the kinds of their values. The last two came with format 2.
 FILTER_COLUMNS = {
@@ -138,6 +140,15 @@ class CatalogueReader:
         if not isinstance(changes, int):
             raise DamagedCatalogue(f"its count of changes is {changes!r}")
         return StateKey(str(values.get("id", "")), changes, str(values.get("commit", "")))
+
+    def recent_commits(self) -> list[str]:
+        """Return the keys' commits of the last states before this one, the latest last.
+
+        To their vectors, rows were only added since.
+        """
+        query = "SELECT value FROM settings WHERE name = ?"
+        row = self._connection.execute(query, [RECENT]).fetchone()
+        return [] if row is None else str(row[0]).split()
 
     def quick_check(self) -> str | None:
         """Return what SQLite finds wrong with the file's pages; None if nothing."""

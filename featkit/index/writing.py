@@ -159,6 +159,7 @@ class IndexWriter:
         with self._guard:
             self._writable()
             with self.catalogue.writing() as catalogue:
+                catalogue.overwrites_rows()
                 state = self.reader.state_seen_by(catalogue)
                 file = self._file_of(state)
                 file.overwrite(state.vectors.rows.row_map.rows_of(ids), vectors)

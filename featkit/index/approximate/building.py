@@ -49,7 +49,7 @@ from featkit.index.builders import LOCK_FILE, excluding_builders
 from featkit.index.index import Index
 from featkit.index.index_types import APPROXIMATE, INDEX_TYPE
 from featkit.index.state import content_checksum
-from featkit.index.vectors import FileRows
+from featkit.index.stored_rows import FileRows
 from featkit.wording import counted, first_line
 
 SAVE_EVERY_S = 300.0

@@ -11,24 +11,18 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from featkit.index.approximate.codes import LISTS
 from featkit.index.approximate.generation import OpenGeneration
-from featkit.index.exact import (
-    SPARE,
-    ArrayRows,
-    ChosenRows,
-    exact_search,
-    few_products,
-    rank,
-    rounding,
-)
+from featkit.index.exact import SPARE, exact_search
+from featkit.index.ranking import rank, rounding
+from featkit.index.scanning import scan
 from featkit.index.searcher import Neighbors, Rows
-from featkit.index.vectors import FEW_QUERIES
+from featkit.index.some_rows import ArrayRows, ChosenRows
 
 MAX_VIEWS = 16  # filters whose bitmaps are kept
 # If at least this share is allowed, such as all but removed rows, the nearest of all are looked at.
@@ -89,11 +83,15 @@ class CodesSearcher:
 
     def _search(self, queries: np.ndarray, rows: Rows, *, k: int, view: _View) -> list[Neighbors]:
         num_inside = view.num_allowed - len(view.outside)
-        if self._scanning_costs_less(num_inside, view.share) or k > MAX_HITS:
-            return exact_search(queries, rows, k=k, allowed=view.allowed)
         record = self.generation.record
         num_candidates = max(record.num_candidates, 2 * k)
-        effort = min(MAX_EFFORT, round(record.effort * view.share**EFFORT_POWER))
+        # More hits, and fewer allowed rows, take more effort.
+        more = (
+            num_candidates / record.num_candidates * view.share**EFFORT_POWER if num_inside else 0
+        )
+        if k > MAX_HITS or self._scanning_costs_less(num_inside, more):
+            return exact_search(queries, rows, k=k, allowed=view.allowed)
+        effort = min(MAX_EFFORT, round(record.effort * more))
         found: list[Neighbors | None] = [None] * len(queries)
 
         def put(numbers: list[int], answers: Sequence[Neighbors | None]) -> list[int]:
@@ -190,59 +188,57 @@ class CodesSearcher:
         self, queries: np.ndarray, rows: Rows, found: list[Neighbors], *, k: int, view: _View
     ) -> list[Neighbors]:
         """Return the k best of what was found and of the rows without codes."""
-        least = np.array([each.scores[-1] if len(each.ids) == k else -np.inf for each in found])
-        outside = list(self._outside(queries, rows, least, k=k, view=view))
-        if not outside:
+        if len(view.outside) == 0:
             return found
-        candidates = np.full((len(outside), k + max(len(ids) for _, ids in outside)), -1, np.int64)
-        for row, (i, ids) in zip(candidates, outside, strict=True):
+        least = np.array([each.scores[-1] if len(each.ids) == k else -np.inf for each in found])
+        outside = self._outside(queries, rows, least.astype(np.float32), k=k, view=view)
+        counts = np.count_nonzero(outside >= 0, axis=1)
+        numbers = np.flatnonzero(counts)
+        if len(numbers) == 0:
+            return found
+        candidates = np.full((len(numbers), k + int(counts.max())), -1, np.int64)
+        for row, i in zip(candidates, numbers.tolist(), strict=True):
             row[: len(found[i].ids)] = found[i].ids
-            row[k : k + len(ids)] = ids
-        numbers = [i for i, _ in outside]
-        merged = dict(enumerate(found))
+        candidates[:, k:] = outside[numbers, : candidates.shape[1] - k]
         better = neighbors(*rank(queries[numbers], rows, candidates, k=k))
-        merged.update(zip(numbers, better, strict=True))
+        merged = dict(enumerate(found))
+        merged.update(zip(numbers.tolist(), better, strict=True))
         return list(merged.values())
 
     def _outside(
         self, queries: np.ndarray, rows: Rows, least: np.ndarray, *, k: int, view: _View
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield ids of rows without codes that may be among the k nearest of a query.
+    ) -> np.ndarray:
+        """Return the rows without codes that may be among the k nearest of each query, (Q, R).
 
-        least: the score that they must reach, (Q,). The first item of a pair is the query's number.
+        least: the score that they must reach, (Q,). They come first in a row; -1 fills up.
         """
-        outside = view.outside
-        if len(outside) == 0:
-            return
-        many = np.arange(len(queries))
-        if view.outside_rows is not None:
-            counts = np.empty(len(queries), np.int64)
-            at_once = max(1, MAX_OUTSIDE_BYTES // (4 * len(outside)))
-            for start in range(0, len(queries), at_once):
-                part = slice(start, start + at_once)
-                products = (
-                    few_products(queries[part], view.outside_rows, np.arange(len(outside)))
-                    if len(queries) < FEW_QUERIES
-                    else queries[part] @ view.outside_rows.T
-                )
-                is_near = products >= least[part, None] - rounding(rows.width)
-                counts[part] = np.count_nonzero(is_near, axis=1)
-                are_few = (counts[part] > 0) & (counts[part] <= k + SPARE)
-                for i in np.flatnonzero(are_few).tolist():
-                    yield start + i, outside[is_near[i]]
-            many = np.flatnonzero(counts > k + SPARE)
         chosen: Rows = (
-            ChosenRows(rows, outside) if view.outside_rows is None else ArrayRows(view.outside_rows)
+            ChosenRows(rows, view.outside)
+            if view.outside_rows is None
+            else ArrayRows(view.outside_rows)
         )
-        everything = np.ones(len(outside), bool)
-        found = exact_search(queries[many], chosen, k=k, allowed=everything)
-        for i, each in zip(many.tolist(), found, strict=True):
-            yield i, outside[each.ids]
+        num = min(k + SPARE, len(view.outside))
+        everything = np.full((len(view.outside) + 7) // 8, 255, np.uint8)
+        if len(view.outside) % 8:
+            everything[-1] = 2 ** (len(view.outside) % 8) - 1
+        scores, positions = scan(queries, chosen, k=num, bits=everything)
+        margin = rounding(rows.width)
+        candidates = np.where(scores >= least[:, None] - margin, view.outside[positions], -1)
+        if num < len(view.outside):
+            # More than those may score as much as the k-th.
+            is_tied = scores[:, -1] >= np.maximum(least, scores[:, k - 1]) - margin
+            tied = np.flatnonzero(is_tied)
+            settled = exact_search(
+                queries[tied], chosen, k=k, allowed=np.ones(len(view.outside), bool)
+            )
+            for i, each in zip(tied.tolist(), settled, strict=True):
+                candidates[i] = -1
+                candidates[i, :k] = view.outside[each.ids]
+        return candidates
 
-    def _scanning_costs_less(self, num_inside: int, share: float) -> bool:
+    def _scanning_costs_less(self, num_inside: int, more: float) -> bool:
         measured = self.generation.record.measured
-        scan_ms = num_inside * measured.exact_ns / 1e6
-        return num_inside == 0 or scan_ms <= measured.p50_ms * share**EFFORT_POWER
+        return num_inside * measured.exact_ns / 1e6 <= measured.p50_ms * more
 
     def _walk_costs_less(self, breadth: int, num_inside: int) -> bool:
         record = self.generation.record

@@ -19,8 +19,9 @@ import numpy as np
 from featkit.index.approximate.codes import LISTS, Codes, Kind
 from featkit.index.approximate.generation import Measured
 from featkit.index.approximate.searching import ranked
-from featkit.index.exact import ChosenRows, exact_search
+from featkit.index.exact import exact_search
 from featkit.index.searcher import Neighbors, Rows
+from featkit.index.some_rows import ChosenRows
 
 K = 10
 NUM_TIMED = 200  # single queries

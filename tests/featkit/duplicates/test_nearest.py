@@ -16,7 +16,8 @@ from featkit.duplicates.nearest import (
     compare_exactly,
     expected_seconds,
 )
-from featkit.index.exact import ArrayRows, ExactSearcher
+from featkit.index.exact import ExactSearcher
+from featkit.index.some_rows import ArrayRows
 from tests.featkit.index.conftest import unit_vectors
 
 BOUNDS = Bounds(candidate=0.1, copy=0.6, few=3, most=6)

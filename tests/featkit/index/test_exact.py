@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from featkit.index.exact import exact_search
 from featkit.index.searcher import Neighbors
-from featkit.index.vectors import FileRows, VectorFile
+from featkit.index.stored_rows import FileRows
+from featkit.index.vectors import VectorFile
 from tests.featkit.index.conftest import unit_vectors
 
 

@@ -19,7 +19,7 @@ import pytest
 from featkit.backends import Run
 from featkit.errors import FeatkitError, InputError
 from featkit.index import Index
-from featkit.index.vectors import ChecksummedRows
+from featkit.index.stored_rows import ChecksummedRows
 from featkit.wording import counted
 from tests.featkit.index.conftest import WIDTH, unit_vectors
 from tests.model_files import make_model_file
@@ -261,6 +261,45 @@ def test_a_vector_in_memory_is_verified_once(
         assert sorted(verified) == sorted(hits)
 
 
+def test_vectors_stay_in_memory_while_others_are_added(tmp_path: Path, model: Path) -> None:
+    """The room for later vectors is used up more than once."""
+    path = tmp_path / "photos.index"
+    vectors = make(path, model, "old", 1, count=400)
+    more = unit_vectors(300, seed=5)
+    with Index.open(path) as index, Index.open(path, writable=True) as writer:
+        for _ in range(2):
+            index.search(vectors=vectors[:1])
+        for number in range(30):
+            new = more[10 * number : 10 * number + 10]
+            writer.add([f"new{number}-{i}" for i in range(10)], new)
+            assert index.read(lambda state: state.vectors.rows.verified()) is not None
+            for i in (0, 9):
+                assert index.search(vectors=new[i : i + 1], k=1)[0][0].key == f"new{number}-{i}"
+            assert index.search(vectors=vectors[7:8], k=1)[0][0].key == "old7"
+
+
+def test_memory_gives_way_to_a_copy_that_went_on_otherwise(tmp_path: Path, model: Path) -> None:
+    """The copy has the same id, replaces the files in place, and equals them in the sample that
+    is verified first."""
+    path, copy = tmp_path / "photos.index", tmp_path / "copy.index"
+    vectors = make(path, model, "old", 1, count=3000)
+    shutil.copytree(path, copy)
+    mine, theirs = unit_vectors(3, seed=7), unit_vectors(4, seed=8)
+    with Index.open(path) as index:
+        for _ in range(2):
+            index.search(vectors=vectors[:1])
+        with Index.open(path, writable=True) as writer:
+            writer.add([f"mine{i}" for i in range(3)], mine)
+        assert index.search(vectors=mine[:1], k=1)[0][0].key == "mine0"
+        with Index.open(copy, writable=True) as writer:
+            for i in range(4):
+                writer.add([f"theirs{i}"], theirs[i : i + 1])
+        copy_over(path, copy)
+        for i in range(4):
+            (hit,) = index.search(vectors=theirs[i : i + 1], k=1)[0]
+            assert (hit.key, round(hit.score, 5)) == (f"theirs{i}", 1.0)
+
+
 def test_a_writer_never_writes_into_a_replacement(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "photos.index"
     for i, replace in enumerate((remove_and_create, copy_over, rename_each_over)):
@@ -438,7 +477,7 @@ from pathlib import Path
 import numpy as np
 from featkit.errors import FeatkitError
 from featkit.index import Index
-from featkit.index.vectors import ChecksummedRows
+from featkit.index.stored_rows import ChecksummedRows
 path, vectors = Path(sys.argv[1]), np.load(sys.argv[2])
 done, counts = [], {"right": 0, "refused": 0}
 def ask(index, thread):

@@ -252,3 +252,18 @@ def test_a_stopped_repair_continues(
     assert repaired(room / "i", emb).left == {}
     assert (room / "i" / "vectors.f32").read_bytes() == before
     assert problems(room / "i") == []
+
+
+def test_a_reader_with_damaged_vectors_in_memory_sees_the_repair(
+    room: Path, emb: Embeddings
+) -> None:
+    with Index.open(room / "i") as opened:
+        right = opened.vector(4)
+    damage(room / "i", [4])
+    with Index.open(room / "i", check_sample=False) as reader:
+        for _ in range(2):
+            reader.read(lambda state: [block.sum() for _, block in state.vectors.rows.blocks(1)])
+        with pytest.raises(InputError, match="vector 4 differs"):
+            reader.vector(4)
+        repaired(room / "i", emb)
+        np.testing.assert_array_equal(reader.vector(4), right)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from featkit.errors import InputError
-from featkit.index import vectors
-from featkit.index.vectors import FileRows, VectorFile
+from featkit.index import stored_rows
+from featkit.index.stored_rows import FileRows
+from featkit.index.vectors import VectorFile
 
 WIDTH, COUNT = 24, 203
 ONE, MANY = 1, 64  # queries
@@ -19,8 +20,8 @@ ONE, MANY = 1, 64  # queries
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray]:
     """A vectors file of several blocks, and its rows."""
-    monkeypatch.setattr(vectors, "SMALL_BLOCK_BYTES", 32 * WIDTH * 4)
-    monkeypatch.setattr(vectors, "LARGE_BLOCK_BYTES", 64 * WIDTH * 4)
+    monkeypatch.setattr(stored_rows, "SMALL_BLOCK_BYTES", 32 * WIDTH * 4)
+    monkeypatch.setattr(stored_rows, "LARGE_BLOCK_BYTES", 64 * WIDTH * 4)
     rows = np.random.default_rng(0).standard_normal((COUNT, WIDTH)).astype(np.float32)
     rows.tofile(tmp_path / "vectors.f32")
     return tmp_path / "vectors.f32", rows
@@ -72,7 +73,7 @@ def test_rows_that_would_fill_memory_are_read_each_time(
     stored: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, expected = stored
-    monkeypatch.setattr(vectors, "spare_memory", lambda: 2 * COUNT * WIDTH * 4 - 1)
+    monkeypatch.setattr(stored_rows, "spare_memory", lambda: 2 * COUNT * WIDTH * 4 - 1)
     rows = FileRows(VectorFile(path, width=WIDTH), COUNT)
     for _ in range(3):
         seen, starts = scan(rows, ONE)

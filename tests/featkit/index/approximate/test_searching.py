@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from featkit.index import Hit, Index
 from featkit.index.approximate import building, searching
 from featkit.index.approximate.searching import CodesSearcher, ranked
-from featkit.index.exact import ArrayRows
 from featkit.index.searcher import Neighbors
+from featkit.index.some_rows import ArrayRows
 from tests.featkit.index.approximate.conftest import NUM_ITEMS, WIDTH, clumped
 
 
@@ -58,7 +58,14 @@ def test_a_graph_finds_what_exact_search_finds(index: Path) -> None:
 
 @pytest.mark.parametrize("least", [0, 2, 30, 300, 1500, 2700, 2990, 2999, 3000])
 @pytest.mark.parametrize("k", [1, 10, 50])
-def test_filters_give_as_many_hits_as_match(index: Path, least: int, k: int) -> None:
+@pytest.mark.parametrize("always_walks", [False, True])
+def test_filters_give_as_many_hits_as_match(
+    index: Path, least: int, k: int, always_walks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if always_walks:  # else what costs less, as measured
+        monkeypatch.setattr(
+            CodesSearcher, "_scanning_costs_less", lambda _self, num, _more: num < k
+        )
     queries = clumped(40, seed=2)
     allowed = np.arange(NUM_ITEMS) >= least
     with Index.open(index) as opened:
