@@ -48,7 +48,7 @@ class CatalogueWriter(CatalogueReader):
     _only_adds = True  # rows of vectors
 
     def overwrites_rows(self) -> None:
-        """Note that rows of vectors are written anew, which may be in a reader's memory."""
+        """Note that rows of vectors are overwritten, which may be in a reader's memory."""
         self._only_adds = False
 
     def set_setting(self, name: str, value: Value) -> None:
