@@ -196,11 +196,15 @@ class CodesSearcher:
         numbers = np.flatnonzero(counts)
         if len(numbers) == 0:
             return found
-        candidates = np.full((len(numbers), k + int(counts.max())), -1, np.int64)
-        for row, i in zip(candidates, numbers.tolist(), strict=True):
-            row[: len(found[i].ids)] = found[i].ids
-        candidates[:, k:] = outside[numbers, : candidates.shape[1] - k]
-        better = neighbors(*rank(queries[numbers], rows, candidates, k=k))
+        width = int(counts.max())
+        ids = np.full((len(numbers), k + width), -1, np.int64)
+        scores = np.full((len(numbers), k + width), -np.inf, np.float32)
+        ids[:, k:], scores[:, k:] = rank(queries[numbers], rows, outside[numbers, :width])
+        for i, row in enumerate(numbers.tolist()):
+            count = len(found[row].ids)
+            ids[i, :count], scores[i, :count] = found[row].ids, found[row].scores
+        order = np.lexsort((ids, -scores), axis=1)[:, :k]
+        better = neighbors(*(np.take_along_axis(each, order, 1) for each in (ids, scores)))
         merged = dict(enumerate(found))
         merged.update(zip(numbers.tolist(), better, strict=True))
         return list(merged.values())
