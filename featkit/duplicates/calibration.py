@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from featkit.duplicates.look import SAME, Look, agreement
+from featkit.duplicates.look import SAME, agreement
+from featkit.duplicates.views import Look
 from featkit.errors import InputError
 from featkit.evaluate.copies import NUM_EDITS, copy_level
 from featkit.evaluate.edits import EDITS_VERSION, apply_edits, draw_compound, working_image

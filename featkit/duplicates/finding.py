@@ -23,6 +23,7 @@ from featkit.duplicates.candidates import Comparison, OnProgress, OnStep, candid
 from featkit.duplicates.judging import Judge, Level, Pair
 from featkit.duplicates.look import LOOK_VERSION
 from featkit.duplicates.nearest import Bounds, Side
+from featkit.duplicates.ordering import nearby_order
 from featkit.duplicates.work import Work
 from featkit.errors import InputError, Interrupted
 from featkit.index import Index
@@ -148,9 +149,8 @@ def finding_pairs(
         first, second = candidate_pairs(
             comparison, exact=exact, work=work, on_step=on_step, on_progress=on_progress
         )
-        pairs = pairs + _judged(
-            judge, first, second, {(pair.first, pair.second) for pair in pairs}, work, on_progress
-        )
+        known = {(pair.first, pair.second) for pair in pairs}
+        pairs = pairs + _judged(judge, comparison, first, second, known, work, on_progress)
     except KeyboardInterrupt:
         raise Interrupted(
             "Stopped by Ctrl-C; the same command continues, unless the index changes."
@@ -184,6 +184,7 @@ def _name(
 
 def _judged(
     judge: Judge,
+    comparison: Comparison,
     first: np.ndarray,
     second: np.ndarray,
     known: set[tuple[int, int]],
@@ -192,8 +193,11 @@ def _judged(
 ) -> list[Pair]:
     """Judge all candidates but those that are known, from where the work was stopped."""
     saved = work.read()
-    start, found = (int(saved["judged"]), saved["found"]) if "judged" in saved else (0, None)
-    pairs = [] if found is None else _from_array(found)
+    if "judged" in saved:  # first and second are in the order of before
+        start, pairs = int(saved["judged"]), _from_array(saved["found"])
+    else:
+        order = nearby_order(comparison.side, comparison.others, first, second)
+        start, pairs, first, second = 0, [], first[order], second[order]
 
     def state() -> dict[str, np.ndarray]:
         return {

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
 
-from featkit.duplicates.look import SAME, SURELY_SAME, Look, agreement
+from featkit.duplicates.look import SAME, SURELY_SAME
+from featkit.duplicates.lookers import Key, Lookers, PairToLookAt
 from featkit.index import Index
 from featkit.index.meaning import Calibration
 from featkit.index.state import IndexState
-from featkit.resources import usable_cpus
 
-LOOKS_KEPT = 2048  # at 45 kB each
-PAIRS_AT_ONCE = 256
+OWN, OTHER = 0, 1  # indexes
 
 
 class Level(IntEnum):
@@ -54,8 +50,7 @@ class Judge:
     def __init__(self, index: Index, other: Index, calibration: Calibration, most: Level) -> None:
         self._index, self._other = index, other
         self._calibration, self._most = calibration, most
-        self._looks = _Looks(index)
-        self._other_looks = self._looks if other is index else _Looks(other)
+        self._others = OWN if other is index else OTHER
 
     def judge(self, first: np.ndarray, second: np.ndarray) -> Iterator[tuple[int, list[Pair]]]:
         """Yield, for each block of candidates, how many are judged and the pairs among the block.
@@ -63,17 +58,12 @@ class Judge:
         first, second: ids of items, (p,) int64. Items that were removed are in no pair. Raises what
         reading the indexes raises.
         """
-        with ThreadPoolExecutor(usable_cpus()) as pool:
-            for start in range(0, len(first), PAIRS_AT_ONCE):
-                part = slice(start, start + PAIRS_AT_ONCE)
+        with Lookers(len(first)) as lookers:
+            for start in range(0, len(first), lookers.pairs_at_once):
+                part = slice(start, start + lookers.pairs_at_once)
                 scores = self._scores(first[part], second[part])
-                judged = pool.map(
-                    self._one, first[part].tolist(), second[part].tolist(), scores.tolist()
-                )
-                yield (
-                    min(start + PAIRS_AT_ONCE, len(first)),
-                    [pair for pair in judged if pair is not None],
-                )
+                pairs = self._judged(lookers, first[part], second[part], scores)
+                yield min(part.stop, len(first)), pairs
 
     def _scores(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Return exact scores as searches do, (p,) float32, from vectors with their checksums
@@ -83,22 +73,39 @@ class Judge:
         scores: np.ndarray = np.einsum("pd,pd->p", own, others).astype(np.float32)
         return np.where(are_own & are_others, scores, -np.inf)
 
-    def _one(self, first: int, second: int, score: float) -> Pair | None:
-        """Return the pair with its level, or None if the images have too little in common."""
+    def _judged(
+        self, lookers: Lookers, first: np.ndarray, second: np.ndarray, scores: np.ndarray
+    ) -> list[Pair]:
+        """Return the pairs with their levels, without those that have too little in common."""
         calibration = self._calibration
-        if score < calibration.candidate:
-            return None
-        views = self._looks.get(first), self._other_looks.get(second)
-        agreed = None
-        if views[0] is not None and views[1] is not None:
-            enough = SAME if score >= calibration.copy else SURELY_SAME
-            agreed = agreement(views[0], views[1], enough=enough)
-            if agreed >= enough:
-                return Pair(first, second, Level.NEAR, score, round(agreed, 3))
-        if score >= calibration.copy and self._most >= Level.SIMILAR:
-            shown = None if agreed is None else round(agreed, 3)
-            return Pair(first, second, Level.SIMILAR, score, shown)
-        return None
+        likely = scores >= calibration.candidate
+        candidates = [
+            PairToLookAt((OWN, a), (self._others, b), self._enough(score))
+            for a, b, score in zip(
+                first[likely].tolist(),
+                second[likely].tolist(),
+                scores[likely].tolist(),
+                strict=True,
+            )
+        ]
+        agreed = lookers.look(candidates, self._thumbnail)
+        pairs: list[Pair] = []
+        for pair, agreement, score in zip(candidates, agreed, scores[likely].tolist(), strict=True):
+            shown = None if agreement is None else round(agreement, 3)
+            if agreement is not None and agreement >= pair.enough:
+                pairs.append(Pair(pair.first[1], pair.second[1], Level.NEAR, score, shown))
+            elif score >= calibration.copy and self._most >= Level.SIMILAR:
+                pairs.append(Pair(pair.first[1], pair.second[1], Level.SIMILAR, score, shown))
+        return pairs
+
+    def _thumbnail(self, key: Key) -> bytes | None:
+        """Return the thumbnail of an item; None if it has none or was removed."""
+        index = self._index if key[0] == OWN else self._other
+        return index.read(lambda state: state.catalogue.thumbnail(key[1]))
+
+    def _enough(self, score: float) -> float:
+        """Return which agreement shows that two images are copies, by what the model says."""
+        return SAME if score >= self._calibration.copy else SURELY_SAME
 
 
 def _vectors(index: Index, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -117,26 +124,3 @@ def _vectors(index: Index, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return vectors, are_live
 
     return index.read(read)
-
-
-class _Looks:
-    """Thumbnails of an index, prepared; the last few thousand are kept. Thread-safe."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-        self._kept: OrderedDict[int, Look | None] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, item_id: int) -> Look | None:
-        """Return the look of an item; None if it has no thumbnail or was removed."""
-        with self._lock:
-            if item_id in self._kept:
-                self._kept.move_to_end(item_id)
-                return self._kept[item_id]
-        jpeg = self._index.read(lambda state: state.catalogue.thumbnail(item_id))
-        look = Look.of(jpeg) if jpeg else None
-        with self._lock:
-            self._kept[item_id] = look
-            while len(self._kept) > LOOKS_KEPT:
-                self._kept.popitem(last=False)
-        return look

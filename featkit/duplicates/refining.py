@@ -9,6 +9,11 @@ Coefficient Maximization" (2008), forward additive.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
 import numpy as np
 from PIL import Image
 
@@ -31,11 +36,27 @@ def local_contrast(pixels: np.ndarray) -> np.ndarray:
     return contrast
 
 
-def refined_agreement(view: np.ndarray, image: np.ndarray, warp: np.ndarray) -> float:
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """The local contrast of an image, (H, W) float32, and its slopes across and down."""
+
+    pixels: np.ndarray
+    layers: tuple[Image.Image, Image.Image, Image.Image]  # the pixels, across, down
+
+    @classmethod
+    def of(cls, gray: np.ndarray) -> Contrast:
+        """Take it from levels of gray, (H, W)."""
+        pixels = local_contrast(gray)
+        has_slopes = min(pixels.shape) > 1
+        down, across = np.gradient(pixels) if has_slopes else (pixels * 0, pixels * 0)
+        first, second, third = (Image.fromarray(each) for each in (pixels, across, down))
+        return cls(pixels, (first, second, third))
+
+
+def refined_agreement(view: Contrast, image: Contrast, warp: np.ndarray) -> float:
     """Return how much a view and an image agree where they overlap, from 0 to 1.
 
-    view, image: local contrast, (H, W) float32. warp: (3, 3), a first map from pixels (x, y, 1) of
-    the view to those of the image.
+    warp: (3, 3), a first map from pixels (x, y, 1) of the view to those of the image.
 
     It is the lower end of an interval of the correlation r over n pixels with detail, by Fisher's
     transformation: tanh(atanh r - 3.3 / sqrt(n / 25)).
@@ -43,28 +64,27 @@ def refined_agreement(view: np.ndarray, image: np.ndarray, warp: np.ndarray) -> 
     correlation, detailed = _refined(view, image, warp)
     if detailed == 0:
         return 0.0
-    z = np.arctanh(min(correlation, 1 - 1e-6)) - DEVIATIONS / np.sqrt(detailed / PIXELS_PER_SAMPLE)
-    return max(0.0, float(np.tanh(z)))
+    z = math.atanh(min(correlation, 1 - 1e-6)) - DEVIATIONS / math.sqrt(
+        detailed / PIXELS_PER_SAMPLE
+    )
+    return max(0.0, math.tanh(z))
 
 
-def _refined(view: np.ndarray, image: np.ndarray, warp: np.ndarray) -> tuple[float, int]:
+def _refined(view: Contrast, image: Contrast, warp: np.ndarray) -> tuple[float, int]:
     """Return the largest correlation that the steps reach, and how many pixels have detail there:
     all of the overlap in an image full of detail, few if it shows one outline on plain ground.
     """
-    H, W = view.shape
-    down, across = np.gradient(image) if min(image.shape) > 1 else (image * 0, image * 0)
-    layers = [Image.fromarray(each) for each in (image, across, down, np.ones_like(image))]
-    # Coordinates from -1/2 to 1/2, so that all parameters have similar effects.
-    y, x = ((np.indices((H, W), np.float32) + 0.5) / [[[H]], [[W]]] - 0.5).astype(np.float32)
+    H, W = view.pixels.shape
+    x, y = _coordinates(H, W)
     to_center = np.array([[1 / W, 0, -0.5], [0, 1 / H, -0.5], [0, 0, 1]])
     best, detailed = 0.0, 0
     for step in range(MAX_STEPS + 1):
-        warped, gx, gy, inside = (_warped(layer, warp, W, H) for layer in layers)
-        is_inside = inside > 0.99
-        count = int(np.count_nonzero(is_inside))
-        if count < LEAST_OVERLAP:
+        box, inside = _overlap(warp, view.pixels.shape, image.pixels.shape)
+        if len(inside) < LEAST_OVERLAP:
             break
-        target, values = view[is_inside], warped[is_inside]
+        here = slice(box.top, box.bottom), slice(box.left, box.right)
+        target = view.pixels[here].reshape(-1)[inside]
+        values = _warped(image.layers[0], warp, box)[inside]
         target, values = target - target.mean(), values - values.mean()
         norms = float(np.linalg.norm(target)), float(np.linalg.norm(values))
         if min(norms) == 0:
@@ -74,11 +94,64 @@ def _refined(view: np.ndarray, image: np.ndarray, warp: np.ndarray) -> tuple[flo
             best, detailed = correlation, _detailed(np.square(target) + np.square(values))
         elif step > PATIENCE:
             break
-        gx, gy, px, py = gx[is_inside], gy[is_inside], x[is_inside], y[is_inside]
-        jacobian = np.stack([gx * px, gx * py, gx, gy * px, gy * py, gy], axis=1)  # (n, p)
-        change = _step(jacobian - jacobian.mean(axis=0), target, values)
+        if step == MAX_STEPS:
+            break
+        jacobian = np.empty((6, len(inside)), np.float32)  # (p, n)
+        for rows, layer in ((slice(0, 3), image.layers[1]), (slice(3, 6), image.layers[2])):
+            slopes = _warped(layer, warp, box)[inside]
+            jacobian[rows] = slopes
+            jacobian[rows][0] *= x[here].reshape(-1)[inside]
+            jacobian[rows][1] *= y[here].reshape(-1)[inside]
+        jacobian -= jacobian.mean(axis=1, keepdims=True)
+        change = _step(jacobian, target, values)
         warp = warp + np.vstack([change.reshape(2, 3), np.zeros(3)]) @ to_center
     return best, detailed
+
+
+class _Box(NamedTuple):
+    """A part of a view, in pixels; right and bottom are outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def _overlap(
+    warp: np.ndarray, shape: tuple[int, ...], other: tuple[int, ...]
+) -> tuple[_Box, np.ndarray]:
+    """Return a part of a view that a map takes to all it covers of an image, and the positions in
+    it, row by row, of the pixels that fall into the image: (n,) int64. shape: of the view.
+    """
+    H, W = shape
+    h, w = other
+    corners = np.array([[0, w, w, 0], [0, 0, h, h], [1, 1, 1, 1]], np.float64)
+    try:
+        xs, ys = np.linalg.solve(warp, corners)[:2]
+    except np.linalg.LinAlgError:
+        xs, ys = np.array([0, W]), np.array([0, H])
+    if not (np.isfinite(xs).all() and np.isfinite(ys).all()):
+        xs, ys = np.array([0, W]), np.array([0, H])
+    left, right = (
+        np.clip([np.floor(xs.min()) - 1, np.ceil(xs.max()) + 1], 0, W).astype(int).tolist()
+    )
+    top, bottom = (
+        np.clip([np.floor(ys.min()) - 1, np.ceil(ys.max()) + 1], 0, H).astype(int).tolist()
+    )
+    x, y = np.arange(left, right) + 0.5, np.arange(top, bottom)[:, None] + 0.5
+    across = warp[0, 0] * x + (warp[0, 1] * y + warp[0, 2])
+    down = warp[1, 0] * x + (warp[1, 1] * y + warp[1, 2])
+    is_inside = (across >= 0) & (across < w) & (down >= 0) & (down < h)
+    return _Box(left, top, right, bottom), np.flatnonzero(is_inside)
+
+
+@lru_cache(maxsize=64)
+def _coordinates(H: int, W: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return x and y of each pixel, (H, W) float32, from -1/2 to 1/2, so that all parameters of a
+    map have similar effects.
+    """
+    y, x = ((np.indices((H, W), np.float32) + 0.5) / [[[H]], [[W]]] - 0.5).astype(np.float32)
+    return x, y
 
 
 def _detailed(energy: np.ndarray) -> int:
@@ -92,10 +165,10 @@ def _step(jacobian: np.ndarray, target: np.ndarray, values: np.ndarray) -> np.nd
     """Return the change of the parameters, (p,), that maximizes the correlation of the target with
     the linearized values; all without their means.
     """
-    hessian = (jacobian.T @ jacobian).astype(np.float64)
+    hessian = (jacobian @ jacobian.T).astype(np.float64)
     hessian += np.eye(len(hessian)) * (DAMPING * np.trace(hessian) / len(hessian) + 1e-9)
     # one product of a matrix: for a vector, BLAS would start threads
-    of_values, of_target = (jacobian.T @ np.stack([values, target], axis=1)).T
+    of_values, of_target = np.stack([values, target]) @ jacobian.T
     projected = np.linalg.solve(hessian, of_values)
     numerator = values @ values - of_values @ projected
     denominator = target @ values - of_target @ projected
@@ -107,10 +180,16 @@ def _step(jacobian: np.ndarray, target: np.ndarray, values: np.ndarray) -> np.nd
     return change
 
 
-def _warped(layer: Image.Image, warp: np.ndarray, width: int, height: int) -> np.ndarray:
-    data = tuple(warp[:2].ravel().tolist())
+def _warped(layer: Image.Image, warp: np.ndarray, box: _Box) -> np.ndarray:
+    """Return a layer where a map takes the pixels of a part of a view, row by row: (n,) float32."""
+    data = tuple((warp @ _shift(box.left, box.top))[:2].ravel().tolist())
+    size = box.right - box.left, box.bottom - box.top
     affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
-    return np.asarray(layer.transform((width, height), affine, data, bilinear))
+    return np.asarray(layer.transform(size, affine, data, bilinear)).reshape(-1)
+
+
+def _shift(x: float, y: float) -> np.ndarray:
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
 
 
 def _local_mean(pixels: np.ndarray) -> np.ndarray:

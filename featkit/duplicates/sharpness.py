@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
-from PIL import Image
 
+from featkit.duplicates.views import gray_image
+from featkit.errors import InputError
 from featkit.index import Index, Item
 
 PLAIN = 1.0  # variance of gray levels: less is a plain surface
@@ -14,10 +13,9 @@ PLAIN = 1.0  # variance of gray levels: less is a plain surface
 
 def sharpness(jpeg: bytes) -> float:
     """Return the variance of the Laplacian of a thumbnail (Pech-Pacheco et al. 2000), divided by
-    that of the gray levels, so that contrast does not matter.
+    that of the gray levels, so that contrast does not matter. InputError if it cannot be decoded.
     """
-    with Image.open(io.BytesIO(jpeg)) as opened:
-        gray = np.asarray(opened.convert("L"), np.float64)
+    gray = np.asarray(gray_image(jpeg), np.float64)
     if min(gray.shape) < 3:
         return 0.0
     neighbors = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:]
@@ -26,6 +24,9 @@ def sharpness(jpeg: bytes) -> float:
 
 
 def sharpness_of(index: Index, item: Item) -> float:
-    """Return the sharpness of an item of an index, 0 without a thumbnail."""
+    """Return the sharpness of an item of an index, 0 without a thumbnail that can be decoded."""
     jpeg = index.read(lambda state: state.catalogue.thumbnail(item.id))
-    return sharpness(jpeg) if jpeg else 0.0
+    try:
+        return sharpness(jpeg) if jpeg else 0.0
+    except InputError:
+        return 0.0

@@ -21,7 +21,9 @@ import numpy as np
 from PIL import Image
 
 from featkit.duplicates.finding import MAX_LOOKS
-from featkit.duplicates.look import SAME, SURELY_SAME, Look, agreement
+from featkit.duplicates.look import SAME, SURELY_SAME, agreements
+from featkit.duplicates.lookers import PAIRS_PER_TASK
+from featkit.duplicates.views import Look
 from featkit.embedder import Embedder
 from featkit.evaluate.edits import apply_edits, draw_compound, working_image
 from featkit.images import decode, thumbnail_jpeg
@@ -54,11 +56,15 @@ def things(most: int | None) -> list[bytes]:
     return [source.read(number) for number in range(len(source) if most is None else most)]
 
 
-def agreements(pairs: Sequence[tuple[bytes, bytes]]) -> tuple[np.ndarray, float]:
+def looked_at(pairs: Sequence[tuple[bytes, bytes]]) -> tuple[np.ndarray, float]:
     """Return the agreement of pairs of thumbnails, and the milliseconds that each took."""
     started = time.perf_counter()
-    values = np.array([agreement(Look.of(first), Look.of(second)) for first, second in pairs])
-    return values, 1000 * (time.perf_counter() - started) / max(1, len(pairs))
+    values: list[float] = []
+    for start in range(0, len(pairs), PAIRS_PER_TASK):
+        some = pairs[start : start + PAIRS_PER_TASK]
+        looks = {jpeg: Look.of(jpeg) for jpeg in {jpeg for pair in some for jpeg in pair}}
+        values += agreements([(looks[first], looks[second], 1.0) for first, second in some])
+    return np.array(values), 1000 * (time.perf_counter() - started) / max(1, len(pairs))
 
 
 def main() -> None:
@@ -90,9 +96,9 @@ def main() -> None:
         for jpeg, each in zip(jpegs, nearest, strict=True)
         for i in each.ids.tolist()
     ]
-    of_copies, _ = agreements(copies)
-    of_small, _ = agreements(small)
-    of_strangers, ms = agreements(strangers)
+    of_copies, _ = looked_at(copies)
+    of_small, _ = looked_at(small)
+    of_strangers, ms = looked_at(strangers)
     best = of_strangers.reshape(len(photos), MAX_LOOKS).max(axis=1)
     is_duplicate = np.array([path.name in DUPLICATES for path in paths])
     figures: dict[str, object] = {"photographs": len(photos), "things": len(files)}

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featkit.duplicates import Level, find_pairs, finding, judging, nearest
+from featkit.duplicates import Level, find_pairs, finding, lookers, nearest
 from featkit.duplicates.calibration import calibrate, num_at_first, stored_calibration
 from featkit.duplicates.decisions import distinct_pairs, mark_distinct
-from featkit.duplicates.look import SAME, SURELY_SAME, Look, agreement
+from featkit.duplicates.look import SAME, SURELY_SAME, agreement
+from featkit.duplicates.views import Look
 from featkit.errors import InputError
 from featkit.images import thumbnail_jpeg
 from featkit.index import Index, NoSuchItem
@@ -48,7 +49,8 @@ def test_pairs_equal_brute_force(index: Path, monkeypatch: pytest.MonkeyPatch) -
     for name, value in (("PANEL", 7), ("TILE", 3), ("SLICE", 2)):
         monkeypatch.setattr(nearest, name, value)
     monkeypatch.setattr(finding, "MAX_LOOKS", 100)
-    monkeypatch.setattr(judging, "PAIRS_AT_ONCE", 10)
+    for name, value in (("PAIRS_PER_RUN", 10), ("PAIRS_PER_TASK", 4), ("LOOKS_KEPT", 5)):
+        monkeypatch.setattr(lookers, name, value)
     calibration = Calibration(
         candidate=0.5,
         copy=0.8,

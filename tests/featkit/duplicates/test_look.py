@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from featkit.duplicates.look import SAME, SURELY_SAME, Look, _best_positions, agreement
+from featkit.duplicates.look import SAME, SURELY_SAME, agreement, agreements
+from featkit.duplicates.views import Look
 from featkit.evaluate.edits import SINGLE_EDITS, apply_edits, draw_single
 from tests.featkit.duplicates.conftest import copy_of, scene
 
@@ -71,22 +72,14 @@ def test_a_plain_region_next_to_detail_does_not_exceed_1() -> None:
         assert agreement(look(image), look(scene(seed))) <= 1.001
 
 
-def test_the_correlation_equals_a_plain_loop() -> None:
-    view = np.random.default_rng(0).uniform(0, 255, (20, 24)).astype(np.float32)
-    image = Image.fromarray(view[4:18, 6:20].astype(np.uint8))
-    prepared = Look(view, image, view, 0.0)
-    best = 0.0
-    for scale in [0.88**step for step in range(8)]:
-        w = h = round(14 * min(24 / 14, 20 / 14) * scale)
-        if w < 7:
-            break
-        pixels = np.asarray(image.resize((w, h), Image.Resampling.BOX), np.float64)
-        for template in (pixels, pixels[:, ::-1]):
-            for top in range(20 - h + 1):
-                for left in range(24 - w + 1):
-                    window = view[top : top + h, left : left + w].astype(np.float64)
-                    best = max(best, np.corrcoef(window.ravel(), template.ravel())[0, 1])
-    assert _best_positions(view, prepared)[0].correlation == pytest.approx(best, abs=1e-4)
+def test_many_pairs_agree_as_one_after_the_other() -> None:
+    looks = [look(scene(seed)) for seed in range(4)] + [look(copy_of(seed)) for seed in range(4)]
+    looks += [look(scene(9).resize((200, 300))), look(Image.new("RGB", (64, 48), "gray"))]
+    pairs = [*combinations(looks, 2)]
+    together = agreements([(first, second, SAME) for first, second in pairs])
+    alone = [agreement(first, second, enough=SAME) for first, second in pairs]
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+    assert agreements([]) == []
 
 
 def shape_on_plain_ground(seed: int) -> Image.Image:

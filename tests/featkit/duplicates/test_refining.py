@@ -9,7 +9,9 @@ from PIL import Image
 from featkit.duplicates.refining import (
     CONTRAST_RADIUS,
     NOISE,
+    Contrast,
     _detailed,
+    _overlap,
     _refined,
     local_contrast,
     refined_agreement,
@@ -46,25 +48,25 @@ def test_local_contrast_equals_a_plain_loop() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_nearly_right_position_becomes_right(seed: int) -> None:
-    image, view = local_contrast(gray(seed)), local_contrast(cut(gray(seed)))
+    image, view = Contrast.of(gray(seed)), Contrast.of(cut(gray(seed)))
     near = WARP + np.array([[0.03, -0.03, 1.5], [0.03, -0.02, -1.0], [0, 0, 0]])
     before = refined_agreement(view, image, WARP)
     after = refined_agreement(view, image, near)
     assert before > 0.9
     assert after == pytest.approx(before, abs=0.02)
-    stranger = local_contrast(gray(seed + 50))
+    stranger = Contrast.of(gray(seed + 50))
     assert refined_agreement(view, stranger, near) < 0.3
 
 
 def test_brightness_and_contrast_do_not_matter() -> None:
-    image = local_contrast(gray(1))
-    plain = refined_agreement(local_contrast(cut(gray(1))), image, WARP)
-    faded = refined_agreement(local_contrast(0.8 * cut(gray(1)) + 40), image, WARP)
+    image = Contrast.of(gray(1))
+    plain = refined_agreement(Contrast.of(cut(gray(1))), image, WARP)
+    faded = refined_agreement(Contrast.of(0.8 * cut(gray(1)) + 40), image, WARP)
     assert faded == pytest.approx(plain, abs=0.02)
 
 
 def test_the_agreement_is_the_lower_end_of_an_interval() -> None:
-    image, view = local_contrast(gray(2)), local_contrast(cut(gray(2)))
+    image, view = Contrast.of(gray(2)), Contrast.of(cut(gray(2)))
     correlation, detailed = _refined(view, image, WARP)
     assert detailed > 1000
     by_hand = np.tanh(np.arctanh(correlation) - 3.3 / np.sqrt(detailed / 25))
@@ -72,11 +74,33 @@ def test_the_agreement_is_the_lower_end_of_an_interval() -> None:
 
 
 def test_no_overlap_is_no_agreement() -> None:
-    image = local_contrast(gray(3))
+    image = Contrast.of(gray(3))
+    plain, dot = Contrast.of(np.zeros((72, 96))), Contrast.of(np.zeros((1, 1)))
     outside = np.array([[1, 0, 500.0], [0, 1, 0], [0, 0, 1]])
     assert refined_agreement(image, image, outside) == 0
-    assert refined_agreement(image * 0, image * 0, np.eye(3)) == 0
-    assert refined_agreement(image[:1, :1], image[:1, :1], np.eye(3)) == 0
+    assert refined_agreement(plain, plain, np.eye(3)) == 0
+    assert refined_agreement(dot, dot, np.eye(3)) == 0
+
+
+def test_maps_that_are_not_maps_are_no_agreement() -> None:
+    image = Contrast.of(gray(4))
+    for bad in (np.zeros((3, 3)), np.full((3, 3), np.nan), np.diag([1e-300, 1.0, 1.0])):
+        assert refined_agreement(image, image, bad) == 0
+
+
+def test_only_pixels_that_fall_into_the_image_count() -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        warp = np.vstack([rng.normal(WARP[:2], [0.4, 0.4, 30.0]), [0, 0, 1]])
+        box, inside = _overlap(warp, (72, 96), (50, 60))
+        is_inside = np.zeros((72, 96), bool)
+        part = is_inside[box.top : box.bottom, box.left : box.right]
+        part[np.unravel_index(inside, part.shape)] = True
+        ones = Image.fromarray(np.ones((50, 60), np.float32))
+        data = tuple(warp[:2].ravel().tolist())
+        affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+        expected = np.asarray(ones.transform((96, 72), affine, data, bilinear)) > 0.99
+        np.testing.assert_array_equal(is_inside, expected)
 
 
 def test_plain_ground_does_not_count_as_detail() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from featkit import atomic
-from featkit.duplicates import Calibration, Level, Pair, find_pairs, finding_pairs, judging, nearest
+from featkit.duplicates import Calibration, Level, Pair, find_pairs, finding_pairs, lookers, nearest
 from featkit.duplicates import candidates as candidates_module
 from featkit.duplicates import work as work_module
 from featkit.duplicates.work import FOLDER, Work
@@ -37,11 +37,11 @@ CALIBRATION = Calibration(
 # Compares the index with small panels and saves after each; slowly, so that it can be killed.
 CHILD = """
 import sys, time
-from featkit.duplicates import Level, candidates, find_pairs, finding_pairs, judging, nearest, work
+from featkit.duplicates import Level, candidates, find_pairs, finding_pairs, lookers, nearest, work
 from featkit.index import Index
 from featkit.index.reclaiming import reclaim
 from tests.featkit.duplicates.test_work import CALIBRATION
-nearest.PANEL, nearest.TILE, judging.PAIRS_AT_ONCE, work.SAVE_EVERY_S = 16, 16, 20, 0.0
+nearest.PANEL, nearest.TILE, lookers.PAIRS_PER_RUN, work.SAVE_EVERY_S = 16, 16, 20, 0.0
 def slowly(unit, done, total):
     print(unit, done, flush=True)
     time.sleep(0.02)
@@ -68,7 +68,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value in (
         (nearest, "PANEL", 16),
         (nearest, "TILE", 16),
-        (judging, "PAIRS_AT_ONCE", 20),
+        (lookers, "PAIRS_PER_RUN", 20),
         (work_module, "SAVE_EVERY_S", 0.0),
     ):
         monkeypatch.setattr(module, name, value)
