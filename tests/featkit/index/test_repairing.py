@@ -98,6 +98,19 @@ def test_vectors_come_back_from_the_folder_to_the_bit(room: Path, emb: Embedding
     assert repaired(index, emb) == RepairReport()
 
 
+def test_readers_drop_damaged_rows_that_they_keep(room: Path, emb: Embeddings) -> None:
+    sound = Index.open(shutil.copytree(room / "i", room / "sound"))
+    damage(room / "i")
+    with sound, Index.open(room / "i", check_sample=False) as reader:
+        query = sound.vector(0)[None]
+        for _ in range(3):  # from the second scan on, rows are kept in memory
+            assert reader.search(vectors=query, k=1)[0][0].key == "00.png"
+        repaired(room / "i", emb)
+        for number in DAMAGED:
+            np.testing.assert_array_equal(reader.vector(number), sound.vector(number))
+        assert reader.search(vectors=query, k=COUNT) == sound.search(vectors=query, k=COUNT)
+
+
 def test_rows_that_a_compaction_moved_come_back(room: Path, emb: Embeddings) -> None:
     index = room / "i"
     with Index.open(index, writable=True) as opened:
