@@ -29,7 +29,7 @@ from featkit.resources import usable_cpus, workers_that_fit
 LOOKS_KEPT = 2048  # at 22 kB each
 LOOKER_BYTES = 256 * 2**20  # with what the last looks have computed, and its libraries
 PAIRS_PER_TASK, PAIRS_PER_RUN = 64, 2048
-FEW_PAIRS = 2000  # take less time than a process takes to start
+FEW_PAIRS = 1000  # for each process; fewer take less time than it takes to start
 
 # Which of two indexes, and the id of an item.
 Key: TypeAlias = tuple[int, int]
@@ -132,6 +132,7 @@ class OtherLooker:
             self._process.stdin.flush()
             result: list[float | None] = pickle.load(self._process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError, ValueError) as error:
+            self._process.kill()  # unless it has ended
             code = self._process.wait()
             raise EnvironmentProblem(
                 f"A process that compares images ended with the exit code {code}, perhaps because"
@@ -153,9 +154,10 @@ class Lookers:
     """Lookers: as many as processors and memory allow, or one in this process for few pairs."""
 
     def __init__(self, num_pairs: int) -> None:
-        count = workers_that_fit(usable_cpus(), worker_bytes=LOOKER_BYTES)
+        wanted = min(usable_cpus(), num_pairs // FEW_PAIRS)
+        count = workers_that_fit(wanted, worker_bytes=LOOKER_BYTES)
         self._all: list[Looker] = []
-        if count > 1 and num_pairs > FEW_PAIRS:
+        if count > 1:
             with suppress(OSError):  # no more processes: the others do the work
                 for _ in range(count):
                     self._all.append(OtherLooker())

@@ -57,7 +57,7 @@ def here() -> list[float | None]:
 def test_processes_agree_with_this_one(
     here: list[float | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lookers, "FEW_PAIRS", 0)
+    monkeypatch.setattr(lookers, "FEW_PAIRS", 10)
     monkeypatch.setattr(lookers, "usable_cpus", lambda: 3)
     monkeypatch.setattr(lookers, "PAIRS_PER_TASK", 5)
     with Lookers(len(PAIRS)) as all_lookers:
@@ -113,7 +113,7 @@ def test_without_more_processes_this_one_looks(
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no more processes")
 
-    monkeypatch.setattr(lookers, "FEW_PAIRS", 0)
+    monkeypatch.setattr(lookers, "FEW_PAIRS", 10)
     monkeypatch.setattr(lookers, "usable_cpus", lambda: 4)
     monkeypatch.setattr(subprocess, "Popen", refuse)
     assert looked() == here
