@@ -9,16 +9,14 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from featkit.serve.running import address_of, bind
+from featkit.serve.running import address_of, bind, configured
 
 
 @contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
     """Serve `app` in a thread and yield its address."""
     with bind("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        )
+        server = uvicorn.Server(configured(app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from rich.filesize import decimal
 
 from featkit.cli.console import stdout
 from featkit.cli.options import Host, Port
@@ -21,6 +22,9 @@ def serve(
     port: Port = 8000,
     max_bytes: Annotated[int, Parameter(name="--max-bytes")] = 32 * 2**20,
     max_pixels: Annotated[int, Parameter(name="--max-pixels")] = 60_000_000,
+    max_requests: int = 64,
+    max_bytes_in_flight: int = 512 * 2**20,
+    deadline_s: float = 60.0,
 ) -> None:
     """Serve INDEX, or only a model, over HTTP until Ctrl-C.
 
@@ -38,19 +42,32 @@ def serve(
         Refuse images with more bytes.
     max_pixels
         Refuse images with more pixels, before decoding them.
+    max_requests
+        Requests with a body that are accepted at the same time. More are answered 503 at once.
+    max_bytes_in_flight
+        Bytes of their bodies together, likewise.
+    deadline_s
+        Seconds for an answer, unless a request asks for others by the header
+        X-Request-Deadline-Ms.
     """
     packages = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
     need_extra("serve", *packages, engines=("faiss", "onnxruntime"))
     from featkit.embedder import Embedder
     from featkit.images import ImageLimits
     from featkit.index import Index
+    from featkit.serve.admission import Bounds
     from featkit.serve.app import make_app
     from featkit.serve.running import address_of, bind, run
     from featkit.serve.service import ServiceLimits
 
     if index is None and model is None:
         raise InputError("Nothing to serve: pass an index folder, or a model file with --model.")
-    limits = ServiceLimits(images=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels))
+    if min(max_requests, max_bytes_in_flight) < 1 or not deadline_s > 0:
+        raise InputError("--max-requests, --max-bytes-in-flight and --deadline-s must be above 0.")
+    limits = ServiceLimits(
+        images=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels),
+        bounds=Bounds(requests=max_requests, body_bytes=max_bytes_in_flight, deadline_s=deadline_s),
+    )
     listener = bind(host, port)
     opened = None if index is None else Index.open(index)
     try:
@@ -63,7 +80,8 @@ def serve(
         address = address_of(listener)
         stdout().print(
             f"Serving {served} with {embedder.backend_name} on {address} (routes:"
-            f" {address}/openapi.json)"
+            f" {address}/openapi.json), at most {counted(max_requests, 'request')} and"
+            f" {decimal(max_bytes_in_flight)} of images at once"
         )
         run(app, listener)
     finally:

@@ -28,6 +28,6 @@ def make_app(
     app = FastAPI(
         title="featkit", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None
     )
-    add_routes(app, index, embedder, limits=limits)
-    add_metrics(app)
+    service = add_routes(app, index, embedder, limits=limits)
+    add_metrics(app, service.admission)
     return app

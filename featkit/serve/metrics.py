@@ -4,6 +4,7 @@ prometheus-client."""
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 from fastapi import FastAPI, Response
 from prometheus_client import (
@@ -13,7 +14,38 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from featkit.serve.admission import Admission
+
+
+class _Admitted(Collector):
+    """The requests that admission control has let in and refused."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the present values."""
+        admission = self._admission
+        yield GaugeMetricFamily(
+            "featkit_requests_in_flight",
+            "Requests with a body that are accepted and not answered.",
+            admission.num_requests,
+        )
+        yield GaugeMetricFamily(
+            "featkit_body_bytes_in_flight", "Bytes of their bodies.", admission.num_bytes
+        )
+        ended = CounterMetricFamily(
+            "featkit_requests_ended_early",
+            "Requests refused for too many requests or bytes in flight, and left by their clients.",
+            labels=["reason"],
+        )
+        for reason in ("requests", "bytes", "left"):
+            ended.add_metric([reason], admission.counts[reason])
+        yield ended
 
 
 class CountedRequests:
@@ -48,9 +80,14 @@ class CountedRequests:
             self.seconds.labels(route).observe(time.perf_counter() - started)
 
 
-def add_metrics(app: FastAPI) -> None:
-    """Count the app's requests, and serve the counters at /metrics."""
+def add_metrics(app: FastAPI, admission: Admission | None = None) -> None:
+    """Count the app's requests, and serve the counters at /metrics.
+
+    admission: what lets its requests in, whose state is shown as well.
+    """
     registry = CollectorRegistry()  # of its own, since a process may have several apps
+    if admission is not None:
+        registry.register(_Admitted(admission))
     requests = Counter(
         "featkit_requests", "Requests answered.", ["route", "status"], registry=registry
     )

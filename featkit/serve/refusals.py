@@ -19,6 +19,7 @@ from featkit.index import FilterError, NoSuchItem
 from featkit.serve.schemas import Refusal, RefusedImage
 
 log = logging.getLogger("featkit.serve")
+CLIENT_LEFT = 499  # nginx's status for it
 
 
 def responses(**descriptions: str) -> dict[int | str, dict[str, Any]]:
@@ -45,6 +46,27 @@ class BadImages(InputError):
         super().__init__(" ".join(image.reason for image in self.images))
 
 
+class Overloaded(FeatkitError):
+    """The service has accepted as much as it may. retry_after_s: when to try again."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(
+            f"The service has more to do than it can take; try again in {retry_after_s} s."
+        )
+
+
+class TooLate(FeatkitError):
+    """The deadline of a request has passed before its answer."""
+
+
+class ClientLeft(FeatkitError):
+    """The client has closed the connection, so nobody waits for the answer."""
+
+    def __init__(self) -> None:
+        super().__init__("The client has left.")
+
+
 class Unavailable(FeatkitError):
     """The service cannot answer now, because its index or model fails.
 
@@ -67,8 +89,9 @@ def add_error_handlers(app: FastAPI) -> None:
     """Answer every error with a `Refusal`, which never names a path of the server.
 
     The status is 422 for an image or value that cannot be used, 404 for an unknown item or route,
-    503 if the index, the model or the memory fails, and 500 for anything else, with the traceback
-    in the log. A request that is wrong as a whole has a status of its own.
+    503 if the service is overloaded, or its index, model or memory fails, 504 past the request's
+    deadline, and 500 for anything else, with the traceback in the log. A request that is wrong as a
+    whole has a status of its own.
     """
     handlers: dict[type[Exception], Any] = {
         FeatkitError: _refuse,
@@ -82,6 +105,11 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 async def _refuse(_: Request, error: FeatkitError) -> JSONResponse:
+    return answer_to(error)
+
+
+def answer_to(error: FeatkitError) -> JSONResponse:
+    """Return the answer to a request that ended in an error."""
     if isinstance(error, BadImages):
         return refusal(422, str(error), error.images)
     if isinstance(error, NoSuchItem):  # whose message names the index's path
@@ -89,7 +117,15 @@ async def _refuse(_: Request, error: FeatkitError) -> JSONResponse:
     if isinstance(error, FilterError):
         return refusal(422, str(error))
     if isinstance(error, BadRequest):
-        return refusal(error.status, str(error))
+        # the rest of a slow body is not waited for
+        headers = {"Connection": "close"} if error.status == 408 else None
+        return refusal(error.status, str(error), headers=headers)
+    if isinstance(error, Overloaded):
+        return refusal(503, str(error), headers={"Retry-After": str(error.retry_after_s)})
+    if isinstance(error, TooLate):
+        return refusal(504, str(error))
+    if isinstance(error, ClientLeft):
+        return refusal(CLIENT_LEFT, str(error))  # which nobody reads, except the metrics
     if isinstance(error, Unavailable):
         return refusal(503, str(error))
     log.error("featkit: %s", error)

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from featkit.embedder import Embedder
 from featkit.index import Index, Refinement
 from featkit.serve import refining, schemas
+from featkit.serve.admission import AdmissionControl, accepted_of
 from featkit.serve.refusals import BadRequest, Unavailable, add_error_handlers, responses
 from featkit.serve.service import Service, ServiceLimits
 from featkit.serve.uploads import read_form
@@ -42,16 +43,24 @@ with_index = APIRouter(responses=responses(_503="The index cannot be read now.")
 
 def add_routes(
     app: FastAPI, index: Index | None, embedder: Embedder, *, limits: ServiceLimits | None = None
-) -> None:
+) -> Service:
     """Add the routes over an embedder, and those over an index if there is one, to an app.
+
+    Returns the service behind them.
 
     InputError if the index is of another model.
     """
-    app.state.service = Service(index, embedder, limits or ServiceLimits())
+    service = app.state.service = Service(index, embedder, limits or ServiceLimits())
+    app.add_middleware(
+        AdmissionControl,
+        admission=service.admission,
+        max_request_bytes=service.max_request_bytes,
+    )
     add_error_handlers(app)
     app.include_router(always)
     if index is not None:
         app.include_router(with_index)
+    return service
 
 
 async def _service(request: Request) -> Service:
@@ -129,7 +138,8 @@ def check_health(service: ServiceOf, response: Response) -> schemas.Health:
 async def embed(service: ServiceOf, request: Request) -> schemas.EmbedAnswer:
     """Return the unit vector of each image. One bad image refuses the whole request."""
     form = await read_form(request, service.limits)
-    embedded = await _in_thread(service, lambda: service.embed(form.uploads))
+    accepted = accepted_of(request)
+    embedded = await _in_thread(service, lambda: service.embed(form.uploads, accepted=accepted))
     return schemas.EmbedAnswer(
         model=service.embedder.manifest.name,
         fingerprint=service.embedder.fingerprint,
@@ -160,10 +170,12 @@ async def search(service: ServiceOf, request: Request) -> schemas.SearchAnswer:
     k = _checked_k(form.fields.get("k", str(DEFAULT_K)), service.limits.max_k)
     where = form.fields.get("where") or None  # a browser sends an empty field as empty text
     refine = refining.from_form(form.fields)
+    accepted = accepted_of(request)
 
     def work() -> list[schemas.ImageHits]:
         service.ask(lambda state: state.count(where))  # refuses a wrong filter before the work
-        embedded = service.embed(form.uploads)
+        embedded = service.embed(form.uploads, accepted=accepted)
+        accepted.check()
         found = service.search(embedded, k=k, where=where, refine=refine)
         return [
             schemas.ImageHits(

@@ -13,6 +13,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featkit.errors import EnvironmentProblem, InputError
+from featkit.serve.patience import PatientProtocol
 from featkit.serve.refusals import refusal
 
 NUM_PORTS_TRIED = 100
@@ -173,6 +174,17 @@ class _Announced(uvicorn.Server):
             self._on_ready()
 
 
+def configured(app: ASGIApp) -> uvicorn.Config:
+    """Return how uvicorn serves an ASGI app."""
+    return uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        log_level="warning",
+        timeout_graceful_shutdown=1,
+        server_header=False,
+    )
+
+
 def run(
     app: ASGIApp, listener: socket.socket, *, on_ready: Callable[[], None] = lambda: None
 ) -> None:
@@ -180,13 +192,7 @@ def run(
 
     `on_ready` is called once it answers. See `guard_hosts` for loopback addresses.
     """
-    config = uvicorn.Config(
-        _CutOff(guard_hosts(app, listener)),
-        log_level="warning",
-        timeout_graceful_shutdown=1,
-        server_header=False,
-    )
-    server = _Announced(config, on_ready)
+    server = _Announced(configured(_CutOff(guard_hosts(app, listener))), on_ready)
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:  # the normal end of a server; uvicorn has closed everything by now

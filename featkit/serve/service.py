@@ -14,11 +14,13 @@ from typing import TypeVar
 import anyio
 import numpy as np
 
+from featkit.backends import Cancelled
 from featkit.embedder import Embedder
 from featkit.errors import FeatkitError, InputError
 from featkit.images import ImageLimits, without_options
 from featkit.index import FilterError, Hit, Index, IndexState, NoSuchItem, Refinement
-from featkit.serve.refusals import BadImages, Unavailable, log
+from featkit.serve.admission import Accepted, Admission, Bounds
+from featkit.serve.refusals import BadImages, ClientLeft, Unavailable, log
 from featkit.serve.schemas import RefusedImage
 from featkit.workers import memory_for_images, workers_for
 
@@ -37,6 +39,7 @@ class ServiceLimits:
     max_images: int = 64
     max_request_bytes: int = 256 * 2**20
     max_k: int = 1000
+    bounds: Bounds = field(default_factory=Bounds)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class Service:
                 " `featkit verify` that both give the same vectors."
             )
         self.index, self.embedder, self.limits = index, embedder, limits
+        self.admission = Admission(limits.bounds)
+        self.max_request_bytes = min(limits.max_request_bytes, limits.bounds.body_bytes)
         num_threads = workers_for(embedder)
         self.workers = anyio.CapacityLimiter(num_threads)  # threads that work on images
         self._within_memory = memory_for_images(embedder.limits, side_by_side=num_threads)
@@ -107,12 +112,19 @@ class Service:
                 "The index cannot be read now; the server's log has the reason."
             ) from error
 
-    def embed(self, uploads: Sequence[Upload]) -> list[EmbeddedUpload]:
-        """Embed images. BadImages, naming each bad one, if any of them cannot be used."""
+    def embed(
+        self, uploads: Sequence[Upload], *, accepted: Accepted | None = None
+    ) -> list[EmbeddedUpload]:
+        """Embed images. BadImages, naming each bad one, if any of them cannot be used.
+
+        accepted: the request, whose work ends between two images with ClientLeft or TooLate.
+        """
         prepared: list[np.ndarray] = []
         sizes: list[tuple[int, int]] = []
         bad: list[RefusedImage] = []
         for upload in uploads:
+            if accepted is not None:
+                accepted.check()
             num_bytes = len(upload.data) if upload.num_bytes is None else upload.num_bytes
             max_bytes = self.limits.images.max_bytes
             if num_bytes > max_bytes:
@@ -135,7 +147,7 @@ class Service:
             sizes.append(size)
         if bad:
             raise BadImages(bad)
-        vectors = self._infer(np.stack(prepared))
+        vectors = self._infer(np.stack(prepared), accepted)
         rows = zip(uploads, sizes, vectors, strict=True)
         return [
             EmbeddedUpload(upload.name, height, width, vector)
@@ -175,13 +187,15 @@ class Service:
 
         return self.ask(work)
 
-    def _infer(self, images: np.ndarray) -> np.ndarray:
+    def _infer(self, images: np.ndarray, accepted: Accepted | None) -> np.ndarray:
         """Return the vectors of prepared images.
 
         Unavailable if featkit's backend refuses; other errors of the engine pass unchanged.
         """
         try:
-            vectors = self.embedder.infer(images)
+            vectors = self.embedder.infer(images, cancel=accepted.cancel if accepted else None)
+        except Cancelled:
+            raise ClientLeft from None
         except Exception as error:
             with self._lock:
                 self._num_failures += 1

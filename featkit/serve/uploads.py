@@ -1,7 +1,7 @@
 """Images from a multipart request, whose bytes are counted while they stream in.
 
-Starlette keeps small files in memory and spools larger ones to disk. The count ends a request that
-is too long, whatever its headers claim.
+They stay in memory and never reach the disk. The count ends a request that is too long, whatever
+its headers claim.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import quopri
+import sys
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from email.message import Message
@@ -90,6 +91,7 @@ async def _parse(parser: _Parser) -> list[tuple[str, UploadFile | str]]:
 async def _read_upload(file: UploadFile, name: str, max_bytes: int) -> Upload:
     # One byte past the limit is enough to refuse the image; the rest is never read.
     data = await file.read(max_bytes + 1)
+    await file.close()
     # from older clients; RFC 7578 deprecates it
     encoding = file.headers.get("content-transfer-encoding", "").strip().lower()
     if encoding in ("base64", "quoted-printable"):
@@ -101,12 +103,13 @@ class _Parser(MultiPartParser):
     """Starlette's parser, extended for older clients and for forms that are cut short."""
 
     has_ended = False  # whether the last boundary was seen
+    spool_max_size = sys.maxsize  # larger files would be spooled to the disk
 
     def on_end(self) -> None:
         self.has_ended = True
 
     def close(self) -> None:
-        """Remove the spooled files of all parts, including an incomplete one."""
+        """Free the files of all parts, including an incomplete one."""
         for file in self._files_to_close_on_error:
             file.close()
 

@@ -28,7 +28,7 @@ IMAGE = [("files", ("a.png", png(1)))]
         ("POST", "/v1/search", {"files": IMAGE, "data": {"k": "0"}}, 422),
         ("POST", "/v1/search", {"files": [("files", ("a.png", b"no image"))]}, 422),
         ("POST", "/v1/embed", {"json": {}}, 415),
-        ("POST", "/v1/embed", {"content": b"x" * 200_000}, 415),
+        ("POST", "/v1/embed", {"content": b"x" * 200_000}, 413),
     ],
 )
 def test_every_refusal_has_the_promised_shape(
