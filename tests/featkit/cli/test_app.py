@@ -41,6 +41,7 @@ SUBCOMMANDS = [
     ["export-vectors"],
     ["demo"],
     ["serve"],
+    *(["keys", action] for action in ("create", "list", "revoke")),
     *(["evaluate", yardstick] for yardstick in ("copies", "knn", "linear", "retrieval")),
     ["verify"],
     ["bench"],
