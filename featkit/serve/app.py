@@ -7,6 +7,8 @@ from fastapi import FastAPI
 from featkit._version import __version__
 from featkit.embedder import Embedder
 from featkit.index import Index
+from featkit.serve.guard import KeyGuard
+from featkit.serve.keyring import Keyring
 from featkit.serve.metrics import add_metrics
 from featkit.serve.router import add_routes
 from featkit.serve.service import ServiceLimits
@@ -18,16 +20,25 @@ DESCRIPTION = (
 
 
 def make_app(
-    index: Index | None, embedder: Embedder, *, limits: ServiceLimits | None = None
+    index: Index | None,
+    embedder: Embedder,
+    *,
+    limits: ServiceLimits | None = None,
+    keyring: Keyring | None = None,
+    open_metrics: bool = False,
 ) -> FastAPI:
     """Return the service: all routes, /metrics and /openapi.json.
 
-    index: None for a service that only embeds. InputError if the index is of another model.
+    index: None for a service that only embeds. keyring: the keys of which every request needs one;
+    None answers everybody. open_metrics: answer /metrics without a key.
+    InputError if the index is of another model.
     """
     # without FastAPI's documentation pages, since they load scripts from other servers
     app = FastAPI(
         title="featkit", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None
     )
     service = add_routes(app, index, embedder, limits=limits)
+    if keyring is not None:
+        app.add_middleware(KeyGuard, keyring=keyring, open_metrics=open_metrics)
     add_metrics(app, service.admission)
     return app
