@@ -27,7 +27,7 @@ from featkit.errors import EnvironmentProblem, InputError
 from featkit.resources import usable_cpus, workers_that_fit
 
 LOOKS_KEPT = 2048  # at 22 kB each
-LOOKER_BYTES = 256 * 2**20  # with what the last looks have computed, and its libraries
+LOOKER_BYTES = 400 * 2**20  # with what the last looks have computed, and its libraries
 PAIRS_PER_TASK, PAIRS_PER_RUN = 64, 2048
 FEW_PAIRS = 1000  # for each process; fewer take less time than it takes to start
 

@@ -27,19 +27,21 @@ def nearby_order(
     centers = _chained(first_side.rows.take(own[::step]))
     ranks = _ranks(first_side, own, centers)
     other_ranks = ranks if is_self else _ranks(second_side, others, centers)
-    both = ranks[np.searchsorted(own, first)], other_ranks[np.searchsorted(others, second)]
-    return np.lexsort((np.maximum(*both), np.minimum(*both)))
+    major = ranks[np.searchsorted(own, first)]
+    minor = other_ranks[np.searchsorted(others, second)]
+    if is_self:  # so that all pairs of an image follow each other but for those with earlier ones
+        major, minor = np.minimum(major, minor), np.maximum(major, minor)
+    return np.argsort(major * max(1, len(others)) + minor, kind="stable")
 
 
 def _ranks(side: Side, ids: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    """Return the place of each item in an order by clusters, (n,) float64: the number of its center
-    and a fraction.
-    """
+    """Return the place of each item in an order by clusters, (n,) int64."""
     clusters = np.empty(len(ids), np.int64)
     for start in range(0, len(ids), ROWS_AT_ONCE):
         vectors = side.rows.take(ids[start : start + ROWS_AT_ONCE])
         clusters[start : start + len(vectors)] = (vectors @ centers.T).argmax(axis=1)
-    ranks: np.ndarray = clusters + np.arange(len(ids)) / max(1, len(ids))
+    ranks = np.empty(len(ids), np.int64)
+    ranks[np.argsort(clusters, kind="stable")] = np.arange(len(ids))
     return ranks
 
 

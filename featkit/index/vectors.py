@@ -219,7 +219,7 @@ def _check_length(path: Path, length: int, *, num_rows: int, row_bytes: int) -> 
             f"{path} is truncated: it has {counted(length, 'byte')}, but"
             f" {counted(num_rows, 'vector')} of {row_bytes // FLOAT32.itemsize} dimensions take"
             f" {needed:,}; restore it from a copy, or run `featkit repair`, which drops the images"
-            " that it lost."
+            " that it lost, or restores them with --from."
         )
 
 

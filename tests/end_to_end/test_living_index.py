@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -40,9 +41,11 @@ def facts(*words: object) -> Any:
 
 
 def vectors_by_key(index: Path) -> dict[str, np.ndarray]:
-    with Index.open(index) as opened:
-        items = opened.items(limit=len(opened))
-        return {item.key: opened.vector(item.id) for item in items}
+    out = index.parent / "vectors.parquet"
+    succeed("export-vectors", index, out, "--quiet")
+    table = pq.read_table(out, columns=["key", "embedding"])
+    vectors = table["embedding"].combine_chunks().flatten().to_numpy()
+    return dict(zip(table["key"].to_pylist(), vectors.reshape(table.num_rows, -1), strict=True))
 
 
 def start_and_kill(photos: Path, index: Path) -> None:
