@@ -10,11 +10,30 @@ decisions.py remembers what a user said of them.
 
 from __future__ import annotations
 
-from featkit.duplicates.calibration import calibrate
-from featkit.duplicates.finding import find_pairs, finding_pairs
-from featkit.duplicates.grouping import Group, group_pairs
-from featkit.duplicates.judging import Level, Pair
-from featkit.index.meaning import Calibration
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featkit.duplicates.calibration import calibrate as calibrate
+    from featkit.duplicates.finding import find_pairs as find_pairs
+    from featkit.duplicates.finding import finding_pairs as finding_pairs
+    from featkit.duplicates.grouping import Group as Group
+    from featkit.duplicates.grouping import group_pairs as group_pairs
+    from featkit.duplicates.judging import Level as Level
+    from featkit.duplicates.judging import Pair as Pair
+    from featkit.index.meaning import Calibration as Calibration
+
+# Imported at first use, so that the processes of lookers.py load neither an index nor faiss.
+_PUBLIC = {
+    "Calibration": "featkit.index.meaning",
+    "Group": "featkit.duplicates.grouping",
+    "Level": "featkit.duplicates.judging",
+    "Pair": "featkit.duplicates.judging",
+    "calibrate": "featkit.duplicates.calibration",
+    "find_pairs": "featkit.duplicates.finding",
+    "finding_pairs": "featkit.duplicates.finding",
+    "group_pairs": "featkit.duplicates.grouping",
+}
 
 __all__ = [
     "Calibration",
@@ -26,3 +45,9 @@ __all__ = [
     "finding_pairs",
     "group_pairs",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'featkit.duplicates' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import partial
 
 import numpy as np
 
@@ -88,7 +89,7 @@ class Judge:
                 strict=True,
             )
         ]
-        agreed = lookers.look(candidates, self._thumbnail)
+        agreed = lookers.look(candidates, self._thumbnails)
         pairs: list[Pair] = []
         for pair, agreement, score in zip(candidates, agreed, scores[likely].tolist(), strict=True):
             shown = None if agreement is None else round(agreement, 3)
@@ -98,14 +99,21 @@ class Judge:
                 pairs.append(Pair(pair.first[1], pair.second[1], Level.SIMILAR, score, shown))
         return pairs
 
-    def _thumbnail(self, key: Key) -> bytes | None:
-        """Return the thumbnail of an item; None if it has none or was removed."""
-        index = self._index if key[0] == OWN else self._other
-        return index.read(lambda state: state.catalogue.thumbnail(key[1]))
+    def _thumbnails(self, keys: Sequence[Key]) -> dict[Key, bytes | None]:
+        """Return the thumbnails of items; None if one has none or was removed."""
+        found: dict[Key, bytes | None] = {}
+        for number, index in ((OWN, self._index), (OTHER, self._other)):
+            if some := [key for key in keys if key[0] == number]:
+                found |= index.read(partial(_thumbnails_in, keys=some))
+        return found
 
     def _enough(self, score: float) -> float:
         """Return which agreement shows that two images are copies, by what the model says."""
         return SAME if score >= self._calibration.copy else SURELY_SAME
+
+
+def _thumbnails_in(state: IndexState, keys: Sequence[Key]) -> dict[Key, bytes | None]:
+    return {key: state.catalogue.thumbnail(key[1]) for key in keys}
 
 
 def _vectors(index: Index, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -29,11 +29,11 @@ from featkit.resources import usable_cpus, workers_that_fit
 LOOKS_KEPT = 2048  # at 22 kB each
 LOOKER_BYTES = 400 * 2**20  # with what the last looks have computed, and its libraries
 PAIRS_PER_TASK, PAIRS_PER_RUN = 64, 2048
-FEW_PAIRS = 1000  # for each process; fewer take less time than it takes to start
+FEW_PAIRS = 500  # for each process; fewer take less time than it takes to start
 
 # Which of two indexes, and the id of an item.
 Key: TypeAlias = tuple[int, int]
-ThumbnailOf: TypeAlias = Callable[[Key], bytes | None]
+ThumbnailsOf: TypeAlias = Callable[[Sequence[Key]], Mapping[Key, bytes | None]]
 
 
 class PairToLookAt(NamedTuple):
@@ -179,10 +179,12 @@ class Lookers:
             looker.close()
         self._pool.shutdown(cancel_futures=True)
 
-    def look(self, pairs: Sequence[PairToLookAt], thumbnail_of: ThumbnailOf) -> list[float | None]:
+    def look(
+        self, pairs: Sequence[PairToLookAt], thumbnails_of: ThumbnailsOf
+    ) -> list[float | None]:
         """Return the agreement of each pair, None if one has no thumbnail that can be decoded.
 
-        EnvironmentProblem if a process has ended; raises what `thumbnail_of` raises.
+        EnvironmentProblem if a process has ended; raises what `thumbnails_of` raises.
         """
 
         def run(looker: Looker, part: Sequence[PairToLookAt]) -> list[float | None]:
@@ -190,7 +192,7 @@ class Lookers:
                 agreement
                 for start in range(0, len(part), PAIRS_PER_TASK)
                 for agreement in looker.look(
-                    _task(looker, part[start : start + PAIRS_PER_TASK], thumbnail_of)
+                    _task(looker, part[start : start + PAIRS_PER_TASK], thumbnails_of)
                 )
             ]
 
@@ -207,16 +209,13 @@ def _look_of(jpeg: bytes | None) -> Look | None:
         return None
 
 
-def _task(looker: Looker, pairs: Sequence[PairToLookAt], thumbnail_of: ThumbnailOf) -> Task:
+def _task(looker: Looker, pairs: Sequence[PairToLookAt], thumbnails_of: ThumbnailsOf) -> Task:
     """Return a task for a looker, with the thumbnails that it does not have."""
-    thumbnails: dict[Key, bytes | None] = {}
-    for key in {key: None for pair in pairs for key in pair[:2]}:
-        if key not in looker.kept:
-            thumbnails[key] = thumbnail_of(key)
-    for pair in pairs:
-        for key in (pair.first, pair.second):
-            looker.kept[key] = None
-            looker.kept.move_to_end(key)
+    keys = {key: None for pair in pairs for key in (pair.first, pair.second)}
+    thumbnails = thumbnails_of([key for key in keys if key not in looker.kept])
+    for key in keys:
+        looker.kept[key] = None
+        looker.kept.move_to_end(key)
     forgotten = [looker.kept.popitem(last=False)[0] for _ in range(len(looker.kept) - LOOKS_KEPT)]
     return Task(pairs, thumbnails, forgotten)
 

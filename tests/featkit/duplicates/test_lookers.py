@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -35,12 +36,10 @@ class Reader:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self, key: Key) -> bytes | None:
-        self.count += 1
-        number = key[1]
-        return (
-            None if number == MISSING else b"no jpeg" if number == DAMAGED else THUMBNAILS[number]
-        )
+    def __call__(self, keys: Sequence[Key]) -> dict[Key, bytes | None]:
+        self.count += len(keys)
+        special = {MISSING: None, DAMAGED: b"no jpeg"}
+        return {key: special[key[1]] if key[1] in special else THUMBNAILS[key[1]] for key in keys}
 
 
 def looked(*, reader: Reader | None = None) -> list[float | None]:
