@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from featkit.embedder import Embedder as Embedder
     from featkit.errors import FeatkitError as FeatkitError
     from featkit.index import Index as Index
+    from featkit.serve.client import AsyncClient as AsyncClient
     from featkit.serve.client import Client as Client
     from featkit.syncing import sync as sync
 
 # Imported at first use, so that `import featkit` loads neither onnxruntime nor faiss nor httpx.
 _PUBLIC = {
+    "AsyncClient": "featkit.serve.client",
     "Client": "featkit.serve.client",
     "Embedder": "featkit.embedder",
     "FeatkitError": "featkit.errors",
@@ -23,7 +25,7 @@ _PUBLIC = {
     "sync": "featkit.syncing",
 }
 
-__all__ = ["Client", "Embedder", "FeatkitError", "Index", "__version__", "sync"]
+__all__ = ["AsyncClient", "Client", "Embedder", "FeatkitError", "Index", "__version__", "sync"]
 
 
 def __getattr__(name: str) -> Any:

@@ -89,7 +89,7 @@ def test_the_help_of_a_command_loads_no_engine() -> None:
 
 def test_the_public_names_are_there_when_they_are_asked_for() -> None:
     assert sorted(featkit.__all__) == [
-        *("Client", "Embedder", "FeatkitError", "Index", "__version__", "sync"),
+        *("AsyncClient", "Client", "Embedder", "FeatkitError", "Index", "__version__", "sync"),
     ]
     assert featkit.FeatkitError is FeatkitError
     assert all(getattr(featkit, name) is not None for name in featkit.__all__)

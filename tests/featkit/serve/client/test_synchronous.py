@@ -18,6 +18,7 @@ from featkit.errors import EnvironmentProblem, InputError
 from featkit.index import Index, Refinement
 from featkit.serve.client import Client
 from featkit.serve.running import bind
+from tests.featkit.serve.client.scripts import HEALTH, FakeClock, Script, answer
 from tests.featkit.serve.conftest import NUM_IMAGES, png
 from tests.featkit.serve.conftest import image as drawn
 from tests.sentences import refused
@@ -75,33 +76,24 @@ def test_client_reports_that_nobody_answers() -> None:
     port = listener.getsockname()[1]
     listener.close()
     with (
-        Client(f"http://127.0.0.1:{port}") as client,
+        Client(f"http://127.0.0.1:{port}", clock=FakeClock()) as client,
         pytest.raises(EnvironmentProblem, match="does not answer"),
     ):
         client.health()
 
 
 PAGE = "<!DOCTYPE html><html><head><title>Sign in</title></head><body>login</body></html>"
-HEALTH = '{"status": "ok", "model": "m", "fingerprint": "f", "backend": "b", "num_items": 3}'
 
 
 def answering(status: int, body: str | bytes, **headers: str) -> Client:
-    """Yield a client whose address gives the same answer to every request."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    content = body.encode() if isinstance(body, str) else body
-    return Client(
-        "http://photos.example",
-        transport=httpx.MockTransport(
-            lambda _request: httpx.Response(status, content=content, headers=named)
-        ),
-    )
+    """Return a client whose address gives the same answer to every request."""
+    script = Script(answer(status, body, **headers))
+    return script.client()
 
 
 def failing(error: Exception) -> Client:
-    def fail(_request: httpx.Request) -> httpx.Response:
-        raise error
-
-    return Client("http://photos.example", transport=httpx.MockTransport(fail))
+    """Return a client whose address fails at every request."""
+    return Script(error).client()
 
 
 CALLS: dict[str, Callable[[Client], object]] = {
@@ -200,7 +192,7 @@ def test_broken_connections_are_reported(call: str, error: Exception, words: str
 def test_a_truncated_answer_is_reported() -> None:
     with bind("127.0.0.1", 0) as listener:
 
-        def answer() -> None:
+        def reply() -> None:
             connection, _ = listener.accept()
             with connection:
                 connection.recv(65536)
@@ -208,11 +200,11 @@ def test_a_truncated_answer_is_reported() -> None:
                     b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" + HEALTH.encode()[:50]
                 )
 
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=reply)
         thread.start()
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with (
-            Client(address) as client,
+            Client(address, max_attempts=1) as client,
             refused(address, "does not answer", error=EnvironmentProblem),
         ):
             client.health()
