@@ -9,14 +9,15 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from featkit.serve.running import address_of, bind, configured
+from featkit.serve.proxy import Proxy
+from featkit.serve.running import NO_PROXY, address_of, bind, configured
 
 
 @contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
+def serving(app: FastAPI, proxy: Proxy = NO_PROXY) -> Iterator[str]:
     """Serve `app` in a thread and yield its address."""
     with bind("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(configured(app))
+        server = uvicorn.Server(configured(app, listener, proxy))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -8,6 +8,7 @@ from rich.filesize import decimal
 
 from featkit.cli.console import stdout
 from featkit.cli.options import Host, Port
+from featkit.cli.serving import KeyFlags, ProxyFlags, described, keyring_of, proxy_of
 from featkit.errors import InputError
 from featkit.extras import need_extra
 from featkit.wording import counted
@@ -25,12 +26,18 @@ def serve(
     max_requests: int = 64,
     max_bytes_in_flight: int = 512 * 2**20,
     deadline_s: float = 60.0,
+    access: KeyFlags | None = None,
+    behind: ProxyFlags | None = None,
 ) -> None:
     """Serve INDEX, or only a model, over HTTP until Ctrl-C.
 
     Clients post image bytes to /v1/embed and /v1/search; /openapi.json describes all routes.
 
+    Without keys, it listens on this machine only.
+
     Example: featkit serve photos.index --port 8000
+
+    Example: featkit serve photos.index --host 0.0.0.0 --keys featkit-keys.json
 
     Parameters
     ----------
@@ -68,14 +75,19 @@ def serve(
         images=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels),
         bounds=Bounds(requests=max_requests, body_bytes=max_bytes_in_flight, deadline_s=deadline_s),
     )
+    access, proxy = access or KeyFlags(), proxy_of(behind)
     listener = bind(host, port)
-    opened = None if index is None else Index.open(index)
+    opened = None
     try:
+        keyring = keyring_of(access, listener)
+        opened = None if index is None else Index.open(index)
         if opened is not None:
             embedder = opened.open_embedder(model, limits=limits.images)
         else:
             embedder = Embedder(model, limits=limits.images)
-        app = make_app(opened, embedder, limits=limits)
+        app = make_app(
+            opened, embedder, limits=limits, keyring=keyring, open_metrics=access.open_metrics
+        )
         served = f"{counted(len(opened), 'image')} of {index}" if opened is not None else str(model)
         address = address_of(listener)
         stdout().print(
@@ -83,7 +95,9 @@ def serve(
             f" {address}/openapi.json), at most {counted(max_requests, 'request')} and"
             f" {decimal(max_bytes_in_flight)} of images at once"
         )
-        run(app, listener)
+        if (line := described(access, keyring)) is not None:
+            stdout().print(line)
+        run(app, listener, proxy=proxy)
     finally:
         if opened is not None:
             opened.close()

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featkit.serve import keys
 from featkit.serve.keyring import HeldKey, Keyring, KeysUnreadable
+from featkit.serve.proxy import route_path
 from featkit.serve.rates import TokenBucket
 from featkit.serve.refusals import refusal
 
@@ -125,7 +126,7 @@ class KeyGuard:
         await self.app(scope, receive_and_charge, send)
 
     def _is_open(self, scope: Scope) -> bool:
-        return _path(scope) in self._open and scope["method"] in READING
+        return route_path(scope) in self._open and scope["method"] in READING
 
     def _admitted(self, scope: Scope) -> HeldKey | Response:
         """Return the request's key, or the answer that refuses it."""
@@ -147,7 +148,7 @@ class KeyGuard:
             )
         if held.key.has_expired(datetime.now(UTC)):
             return _unauthorized("The key has expired; ask for another.", error="invalid_token")
-        needed = scope_for(scope["method"], _path(scope))
+        needed = scope_for(scope["method"], route_path(scope))
         if needed not in held.key.scopes:
             return refusal(
                 403,
@@ -189,11 +190,3 @@ def _content_length(scope: Scope) -> int:
     value = values.pop() if len(values) == 1 else b""
     # int() of a very long text takes time and raises past 4,300 digits
     return int(value) if len(value) <= 18 and value.isdigit() else 0
-
-
-def _path(scope: Scope) -> str:
-    """Return the path that the routes see."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    below = path.removeprefix(root)
-    return below if path.startswith(root) and below.startswith("/") else path

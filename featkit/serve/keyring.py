@@ -62,6 +62,12 @@ class Keyring:
             key = find(self._keys, token)
             return None if key is None else self._held[key.id]
 
+    def listed(self) -> tuple[ApiKey, ...]:
+        """Return the keys of the file, as it is now or as it was when it could last be used."""
+        with self._lock:
+            self._follow()
+            return tuple(self._keys.values())
+
     def _follow(self) -> None:
         """Read the file again if it has changed."""
         try:

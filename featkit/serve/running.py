@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import socket
 from collections.abc import Callable
 
 import uvicorn
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.serve.patience import PatientProtocol
+from featkit.serve.proxy import BelowPath, Proxy, guard_hosts, in_url
 from featkit.serve.refusals import refusal
 
 NUM_PORTS_TRIED = 100
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-_HOST_PASSED = "featkit.host_passed"  # set in the scope of a request whose host is trusted
+NO_PROXY = Proxy()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -82,51 +80,7 @@ def address_of(listener: socket.socket) -> str:
     """Return the URL to open in a browser on this machine."""
     host, port = listener.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://{_in_url(shown)}:{port}"
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def guard_hosts(app: ASGIApp, listener: socket.socket) -> ASGIApp:
-    """Return the ASGI app, guarded against DNS rebinding if it listens on a loopback address.
-
-    The guard answers 400 unless the Host header is a name of this machine. Without it, a web page
-    could point its own domain at 127.0.0.1 and read the service from the visitor's browser.
-    """
-    host = listener.getsockname()[0]
-    if not ipaddress.ip_address(host).is_loopback:
-        return app
-    return _HostGuard(app, [*LOOPBACK_HOSTS, _in_url(host)])
-
-
-class _HostGuard:
-    """Starlette's TrustedHostMiddleware, whose refusal has the service's own shape."""
-
-    def __init__(self, app: ASGIApp, allowed_hosts: list[str]) -> None:
-        self.app = app
-        self._trusted = TrustedHostMiddleware(
-            self._pass, allowed_hosts=allowed_hosts, www_redirect=False
-        )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_if_passed(message: Message) -> None:
-            if _HOST_PASSED in scope:
-                await send(message)
-
-        await self._trusted(scope, receive, send_if_passed)
-        if _HOST_PASSED not in scope:
-            answer = refusal(
-                400,
-                "The Host header is not a name of this machine; use the address that"
-                " `featkit serve` printed.",
-            )
-            await answer(scope, receive, send)
-
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[_HOST_PASSED] = True
-        await self.app(scope, receive, send)
+    return f"http://{in_url(shown)}:{port}"
 
 
 class _CutOff:
@@ -174,25 +128,34 @@ class _Announced(uvicorn.Server):
             self._on_ready()
 
 
-def configured(app: ASGIApp) -> uvicorn.Config:
-    """Return how uvicorn serves an ASGI app."""
+def configured(app: ASGIApp, listener: socket.socket, proxy: Proxy = NO_PROXY) -> uvicorn.Config:
+    """Return how uvicorn serves an ASGI app on a socket, perhaps behind a proxy."""
+    trusted = proxy.forwarded_allow_ips
+    app = guard_hosts(app, listener, proxy.allow_hosts)
+    if proxy.root_path:
+        app = BelowPath(app, proxy.root_path)
     return uvicorn.Config(
-        app,
+        _CutOff(app),
         http=PatientProtocol,
         log_level="warning",
         timeout_graceful_shutdown=1,
         server_header=False,
+        forwarded_allow_ips=None if trusted is None else [*trusted],
     )
 
 
 def run(
-    app: ASGIApp, listener: socket.socket, *, on_ready: Callable[[], None] = lambda: None
+    app: ASGIApp,
+    listener: socket.socket,
+    *,
+    on_ready: Callable[[], None] = lambda: None,
+    proxy: Proxy = NO_PROXY,
 ) -> None:
     """Serve an ASGI app on the socket until Ctrl-C or SIGTERM.
 
     `on_ready` is called once it answers. See `guard_hosts` for loopback addresses.
     """
-    server = _Announced(configured(_CutOff(guard_hosts(app, listener))), on_ready)
+    server = _Announced(configured(app, listener, proxy), on_ready)
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:  # the normal end of a server; uvicorn has closed everything by now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,9 @@ from featkit import index
 from featkit.index.meaning import Meaning
 from featkit.index.records import in_json
 
+# The path below which a proxy serves the request that is being answered; threads that work for it
+# see the same.
+ROOT_PATH: ContextVar[str] = ContextVar("ROOT_PATH", default="")
 Value = bool | int | float | str  # of metadata; NaN and infinity are text
 EXAMPLE_FINGERPRINT = "5f2c9a0e7b1d4c83a6f0e2d95b7c1a48d3e6f9027c5b8a1e4d7f0c3b6a9e2d15"
 EXAMPLE_HIT: JsonDict = {
@@ -202,5 +206,5 @@ def _fields(record: index.Item | index.Hit) -> _Fields:
         "width": record.width,
         "height": record.height,
         "metadata": {name: in_json(value) for name, value in record.metadata.items()},
-        "thumbnail": f"/v1/items/{record.id}/thumbnail",
+        "thumbnail": f"{ROOT_PATH.get()}/v1/items/{record.id}/thumbnail",
     }

@@ -19,6 +19,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
+from featkit.serve.guard import charge_images
 from featkit.serve.refusals import BadRequest
 from featkit.serve.service import ServiceLimits, Upload
 
@@ -40,7 +41,7 @@ async def read_form(request: Request, limits: ServiceLimits) -> Form:
     """Return the images and fields of a request.
 
     BadRequest 413 past the byte limit, 415 for another content type, and 422 for a malformed form,
-    no image or too many images.
+    no image or too many images. Raises what `charge_images` raises.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "multipart/form-data":
@@ -65,6 +66,7 @@ async def read_form(request: Request, limits: ServiceLimits) -> Form:
         parser.close()
     if not uploads:
         raise BadRequest(422, "No image was sent; put at least one in a part named `files`.")
+    charge_images(request, len(uploads))
     return Form(uploads, fields)
 
 
