@@ -92,6 +92,10 @@ def test_the_client_works_through_nginx_with_a_key(
         np.testing.assert_allclose(vectors, embedder.embed([image(1)]), atol=1e-6)
         assert httpx.get(f"{address}/photos/healthz").status_code == 200
         assert httpx.get(f"{address}/photos/nowhere").status_code == 401
+        # larger than what nginx keeps in memory, and refused before the service reads it
+        for _ in range(5):
+            large = httpx.post(f"{address}/photos/v1/embed", content=bytes(20 * 2**20))
+            assert large.status_code == 401
         headers = {"X-Api-Key": token}
         answers = [
             httpx.post(f"{address}/photos/v1/embed", files=files(1, 2), headers=headers)
