@@ -10,6 +10,7 @@ from featkit.index import Index
 from featkit.serve.guard import KeyGuard
 from featkit.serve.keyring import Keyring
 from featkit.serve.metrics import add_metrics
+from featkit.serve.openai import add_openai_route
 from featkit.serve.proxy import NotesRootPath
 from featkit.serve.router import add_routes
 from featkit.serve.service import ServiceLimits
@@ -39,6 +40,7 @@ def make_app(
         title="featkit", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None
     )
     service = add_routes(app, index, embedder, limits=limits)
+    add_openai_route(app)
     app.add_middleware(NotesRootPath)
     if keyring is not None:
         app.add_middleware(KeyGuard, keyring=keyring, open_metrics=open_metrics)

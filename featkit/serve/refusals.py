@@ -1,6 +1,8 @@
 """The errors of the service, and the one JSON shape of every refusal.
 
 {"detail": "one sentence", "images": [{"name": "a.jpg", "reason": "one sentence"}]}
+
+Only the route of OpenAI's API answers in the shape of that API, for its clients.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from featkit.errors import FeatkitError, InputError
 from featkit.index import FilterError, NoSuchItem
+from featkit.serve.openai_errors import is_openai, openai_refusal, openai_status
 from featkit.serve.schemas import Refusal, RefusedImage
 
 log = logging.getLogger("featkit.serve")
@@ -81,8 +85,24 @@ def refusal(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """Return the answer for a refused request."""
-    content = Refusal(detail=detail, images=list(images))
-    return JSONResponse(content.model_dump(), status_code=status, headers=headers)
+    return _Refused(Refusal(detail=detail, images=list(images)), status, headers)
+
+
+class _Refused(JSONResponse):
+    """A refusal, in OpenAI's shape if it answers a request to OpenAI's route."""
+
+    def __init__(self, refused: Refusal, status: int, headers: Mapping[str, str] | None) -> None:
+        super().__init__(refused.model_dump(), status_code=status, headers=headers)
+        self._detail, self._given_headers = refused.detail, headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not is_openai(scope):
+            await super().__call__(scope, receive, send)
+            return
+        status = openai_status(self.status_code)
+        content = openai_refusal(status, self._detail).model_dump()
+        answer = JSONResponse(content, status_code=status, headers=self._given_headers)
+        await answer(scope, receive, send)
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -75,7 +75,7 @@ Refine = Annotated[Refinement, Depends(refining.from_query)]
 K = Annotated[int, Query(ge=1, description="How many hits; the service has an upper limit.")]
 
 
-async def _in_thread(service: Service, work: Callable[[], Result]) -> Result:
+async def in_thread(service: Service, work: Callable[[], Result]) -> Result:
     """Return work(), run in one of the service's threads.
 
     There are as many threads as processors, so a flood of requests waits instead of filling the
@@ -139,7 +139,7 @@ async def embed(service: ServiceOf, request: Request) -> schemas.EmbedAnswer:
     """Return the unit vector of each image. One bad image refuses the whole request."""
     form = await read_form(request, service.limits)
     accepted = accepted_of(request)
-    embedded = await _in_thread(service, lambda: service.embed(form.uploads, accepted=accepted))
+    embedded = await in_thread(service, lambda: service.embed(form.uploads, accepted=accepted))
     return schemas.EmbedAnswer(
         model=service.embedder.manifest.name,
         fingerprint=service.embedder.fingerprint,
@@ -188,7 +188,7 @@ async def search(service: ServiceOf, request: Request) -> schemas.SearchAnswer:
         ]
 
     return schemas.SearchAnswer(
-        fingerprint=service.embedder.fingerprint, images=await _in_thread(service, work)
+        fingerprint=service.embedder.fingerprint, images=await in_thread(service, work)
     )
 
 

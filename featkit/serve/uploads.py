@@ -48,7 +48,7 @@ async def read_form(request: Request, limits: ServiceLimits) -> Form:
         raise BadRequest(415, "Send images as multipart/form-data, each in a part named `files`.")
     parser = _Parser(
         request.headers,
-        _counted(request, limits.max_request_bytes),
+        counted_body(request, limits.max_request_bytes),
         max_files=limits.max_images,
         max_fields=16,
     )
@@ -154,7 +154,7 @@ def _decoded(data: bytes, encoding: str, name: str) -> bytes:
         ) from error
 
 
-async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+async def counted_body(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """Yield the body in pieces. BadRequest as soon as it exceeds `max_bytes`."""
     claimed = request.headers.get("content-length", "")
     if claimed.isascii() and claimed.isdigit() and int(claimed) > max_bytes:

@@ -25,6 +25,7 @@ def test_openapi_describes_every_route(
     assert {*spec["paths"]} == {
         "/healthz",
         "/v1/embed",
+        "/v1/embeddings",
         "/v1/search",
         "/v1/items",
         "/v1/sample",
