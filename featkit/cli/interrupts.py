@@ -28,9 +28,11 @@ from typing import NoReturn
 from featkit.errors import Interrupted
 
 MESSAGE = "featkit: stopped by Ctrl-C; what was committed is kept."
-PATIENCE_S = 1.5  # for the command to end by itself
+PATIENCE_S = 1.5  # for the command to end by itself, unless it has asked for more
 LAST_S = 0.25  # then, for its thread to end it
 STEP_S = 0.02
+LAST_SIGNAL = 64  # larger numbers in the pipe are seconds beyond it
+MOST_DRAIN_S = 255 - LAST_SIGNAL
 POLL_S = 2.0  # between checks whether the command still runs, on systems without pidfd
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides the cursor
 
@@ -64,12 +66,24 @@ def end_on_interrupt() -> None:
         _watch(command, signals, time_is_up, unused=(signal_written, times))
     os.close(signals)
     os.close(time_is_up)
+    global _pipe
+    _pipe = signal_written
     os.set_blocking(signal_written, False)
     signal.set_wakeup_fd(signal_written, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, _Interrupt())
     threading.Thread(
         target=_end_on_request, args=(times,), name="featkit-interrupt", daemon=True
     ).start()
+
+
+_pipe: int | None = None  # to the watchdog
+
+
+def allow_after_sigterm(seconds: int) -> None:
+    """Give this process more seconds after SIGTERM, up to MOST_DRAIN_S, for a server's running
+    requests. After Ctrl-C it has no more than before."""
+    if _pipe is not None:
+        os.write(_pipe, bytes((LAST_SIGNAL + min(seconds, MOST_DRAIN_S),)))
 
 
 class _Interrupt:
@@ -122,8 +136,8 @@ def _watch(command: int, signals: int, time_is_up: int, *, unused: tuple[int, ..
             with suppress(OSError):
                 os.close(descriptor)
         process = _Process(command)
-        number = _first_signal(process, signals)
-        if number and not process.ends_within(PATIENCE_S):
+        number, drain_s = _first_signal(process, signals)
+        if number and not process.ends_within(PATIENCE_S + drain_s):
             with suppress(OSError):
                 os.write(time_is_up, bytes((number,)))
             if not process.ends_within(LAST_S):
@@ -134,8 +148,12 @@ def _watch(command: int, signals: int, time_is_up: int, *, unused: tuple[int, ..
         os._exit(0)
 
 
-def _first_signal(process: _Process, signals: int) -> int:
-    """Return the first signal that asks the command to end, or 0 if it ended without one."""
+def _first_signal(process: _Process, signals: int) -> tuple[int, int]:
+    """Return the first signal that asks the command to end, and the additional seconds it has.
+
+    The signal is 0 if it ended without one.
+    """
+    drain_s = 0
     while process.is_running():
         ready, _, _ = select.select(
             [signals, *process.descriptors], [], [], None if process.descriptors else POLL_S
@@ -143,11 +161,13 @@ def _first_signal(process: _Process, signals: int) -> int:
         if signals in ready:
             numbers = os.read(signals, 512)
             if not numbers:
-                return 0
-            ending = [number for number in numbers if number in (signal.SIGINT, signal.SIGTERM)]
-            if ending:
-                return ending[0]
-    return 0
+                return 0, 0
+            for number in numbers:
+                if number > LAST_SIGNAL:
+                    drain_s = number - LAST_SIGNAL
+                elif number in (signal.SIGINT, signal.SIGTERM):
+                    return number, drain_s if number == signal.SIGTERM else 0
+    return 0, 0
 
 
 class _Process:

@@ -1,17 +1,21 @@
 """`featkit serve`: embed and search over HTTP."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.filesize import decimal
 
 from featkit.cli.console import stdout
+from featkit.cli.interrupts import MOST_DRAIN_S, allow_after_sigterm
 from featkit.cli.options import Host, Port
 from featkit.cli.serving import KeyFlags, ProxyFlags, described, keyring_of, proxy_of
 from featkit.errors import InputError
 from featkit.extras import need_extra
 from featkit.wording import counted
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 
 def serve(
@@ -26,6 +30,7 @@ def serve(
     max_requests: int = 64,
     max_bytes_in_flight: int = 512 * 2**20,
     deadline_s: float = 60.0,
+    drain_s: int = 20,
     access: KeyFlags | None = None,
     behind: ProxyFlags | None = None,
 ) -> None:
@@ -56,6 +61,8 @@ def serve(
     deadline_s
         Seconds for an answer, unless a request asks for others by the header
         X-Request-Deadline-Ms.
+    drain_s
+        Seconds that running requests have after SIGTERM. Nothing new is accepted then.
     """
     packages = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
     need_extra("serve", *packages, engines=("faiss", "onnxruntime"))
@@ -66,39 +73,50 @@ def serve(
     from featkit.serve.app import make_app
     from featkit.serve.running import address_of, bind, run
     from featkit.serve.service import ServiceLimits
+    from featkit.serve.starting import Starting
 
     if index is None and model is None:
         raise InputError("Nothing to serve: pass an index folder, or a model file with --model.")
     if min(max_requests, max_bytes_in_flight) < 1 or not deadline_s > 0:
         raise InputError("--max-requests, --max-bytes-in-flight and --deadline-s must be above 0.")
+    if not 0 <= drain_s <= MOST_DRAIN_S:
+        raise InputError(f"--drain-s is {drain_s}; it must be from 0 to {MOST_DRAIN_S}.")
     limits = ServiceLimits(
         images=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels),
         bounds=Bounds(requests=max_requests, body_bytes=max_bytes_in_flight, deadline_s=deadline_s),
     )
     access, proxy = access or KeyFlags(), proxy_of(behind)
-    listener = bind(host, port)
-    opened = None
-    try:
-        keyring = keyring_of(access, listener)
-        opened = None if index is None else Index.open(index)
-        if opened is not None:
-            embedder = opened.open_embedder(model, limits=limits.images)
+    opened: list[Index] = []
+
+    def make() -> "FastAPI":
+        served = None
+        if index is not None:
+            served = Index.open(index)
+            opened.append(served)
+            embedder = served.open_embedder(model, limits=limits.images)
         else:
             embedder = Embedder(model, limits=limits.images)
         app = make_app(
-            opened, embedder, limits=limits, keyring=keyring, open_metrics=access.open_metrics
+            served, embedder, limits=limits, keyring=keyring, open_metrics=access.open_metrics
         )
-        served = f"{counted(len(opened), 'image')} of {index}" if opened is not None else str(model)
-        address = address_of(listener)
+        shown = f"{counted(len(served), 'image')} of {index}" if served is not None else str(model)
         stdout().print(
-            f"Serving {served} with {embedder.backend_name} on {address} (routes:"
+            f"Serving {shown} with {embedder.backend_name} on {address} (routes:"
             f" {address}/openapi.json), at most {counted(max_requests, 'request')} and"
             f" {decimal(max_bytes_in_flight)} of images at once"
         )
         if (line := described(access, keyring)) is not None:
             stdout().print(line)
-        run(app, listener, proxy=proxy)
+        return app
+
+    listener = bind(host, port)
+    try:
+        keyring = keyring_of(access, listener)
+        address = address_of(listener)
+        starting = Starting(make)
+        allow_after_sigterm(drain_s)
+        run(starting, listener, proxy=proxy, beside=starting.load, drain_s=drain_s)
     finally:
-        if opened is not None:
-            opened.close()
+        for each in opened:
+            each.close()
         listener.close()

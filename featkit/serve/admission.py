@@ -168,6 +168,9 @@ class AdmissionControl:
 
         try:
             await self.app(scope, body.receive, send_and_note)
+        except asyncio.CancelledError:  # the server ends
+            accepted.cancel.set()
+            raise
         finally:
             body.close()
             accepted.end()

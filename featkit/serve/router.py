@@ -1,4 +1,4 @@
-"""The routes: /v1/embed, /v1/search, /v1/items…, /healthz.
+"""The routes: /v1/embed, /v1/search, /v1/items…, /livez, /readyz, /healthz.
 
 The HTTP service and the search page share them. To add a route, write one function below and a
 schema for its answer in schemas.py. Images come as bytes only: no route takes a path or a URL.
@@ -127,6 +127,21 @@ def check_health(service: ServiceOf, response: Response) -> schemas.Health:
         num_items=num_items,
         detail=detail,
     )
+
+
+@always.get("/livez", tags=["service"])
+async def check_life() -> schemas.Life:
+    """Report that the process answers."""
+    return schemas.Life(status="ok")
+
+
+@always.get("/readyz", tags=["service"], responses={503: {"model": schemas.Health}})
+def check_readiness(service: ServiceOf, response: Response) -> schemas.Health:
+    """Report whether the service can answer requests, as /healthz does.
+
+    Until its index and model are open it answers 503.
+    """
+    return check_health(service, response)
 
 
 @always.post(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import signal
 import socket
+import threading
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,6 +20,7 @@ from featkit.serve.refusals import refusal
 
 NUM_PORTS_TRIED = 100
 NO_PROXY = Proxy()
+INTERRUPT_S = 1
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -115,17 +119,25 @@ class _CutOff:
                 await answer(scope, receive, send)
 
 
-class _Announced(uvicorn.Server):
-    """A server that calls `on_ready` once it answers requests."""
+class _Server(uvicorn.Server):
+    """A server that tells when it answers requests, and waits for the running ones after SIGTERM.
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    Ctrl-C has a person waiting: running requests get INTERRUPT_S.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], drain_s: int) -> None:
         super().__init__(config)
-        self._on_ready = on_ready
+        self._on_ready, self._drain_s = on_ready, drain_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         if self.started:
             self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGTERM:
+            self.config.timeout_graceful_shutdown = self._drain_s
+        super().handle_exit(sig, frame)
 
 
 def configured(app: ASGIApp, listener: socket.socket, proxy: Proxy = NO_PROXY) -> uvicorn.Config:
@@ -138,7 +150,7 @@ def configured(app: ASGIApp, listener: socket.socket, proxy: Proxy = NO_PROXY) -
         _CutOff(app),
         http=PatientProtocol,
         log_level="warning",
-        timeout_graceful_shutdown=1,
+        timeout_graceful_shutdown=INTERRUPT_S,
         server_header=False,
         forwarded_allow_ips=None if trusted is None else [*trusted],
     )
@@ -150,15 +162,34 @@ def run(
     *,
     on_ready: Callable[[], None] = lambda: None,
     proxy: Proxy = NO_PROXY,
+    beside: Callable[[], None] = lambda: None,
+    drain_s: int = INTERRUPT_S,
 ) -> None:
     """Serve an ASGI app on the socket until Ctrl-C or SIGTERM.
 
-    `on_ready` is called once it answers. See `guard_hosts` for loopback addresses.
+    `on_ready` is called once it answers, and then `beside` in a thread of its own: if that raises,
+    the server ends, and so does this call with its error. drain_s: seconds for running requests
+    after SIGTERM. See `guard_hosts` for loopback addresses.
     """
-    server = _Announced(configured(app, listener, proxy), on_ready)
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            beside()
+        except BaseException as error:
+            failed.append(error)
+            server.should_exit = True
+
+    def begin() -> None:
+        on_ready()
+        threading.Thread(target=work, name="featkit-start", daemon=True).start()
+
+    server = _Server(configured(app, listener, proxy), begin, drain_s)
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:  # the normal end of a server; uvicorn has closed everything by now
         pass
     finally:
         listener.close()
+    if failed:
+        raise failed[0]

@@ -147,6 +147,12 @@ class ItemsAnswer(BaseModel):
         return cls(total=total, items=[Item.of(item) for item in items])
 
 
+class Life(BaseModel):
+    """The state of the process."""
+
+    status: str = Field(description="`starting` until the index and the model are open, then `ok`.")
+
+
 class Health(BaseModel):
     """The state of the service, and what it runs."""
 

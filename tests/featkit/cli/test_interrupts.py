@@ -141,7 +141,7 @@ def test_a_service_ends_while_a_request_hangs(
                 f"http://127.0.0.1:{port}/v1/embed", files={"files": photo}, timeout=STARTS_S
             )
 
-    command = ("serve", "--model", default_model_path(), "--port", port)
+    command = ("serve", "--model", default_model_path(), "--port", port, "--drain-s", 0)
     with started(HUNG, gil, *command, wait_for="Serving") as process:
         deadline = time.monotonic() + STARTS_S
         while time.monotonic() < deadline:

@@ -62,37 +62,52 @@ def test_the_service_refuses_dns_rebinding(model: Path) -> None:
 
 
 SLOW_APP = """
-import asyncio
+import asyncio, sys
 from fastapi import FastAPI
+from featkit.cli.interrupts import allow_after_sigterm, end_on_interrupt
 from featkit.serve.running import address_of, bind, run
 
-app, listener = FastAPI(), bind("127.0.0.1", 0)
+if sys.argv[2] == "watched":
+    end_on_interrupt()
+app, listener, seconds, drain_s = FastAPI(), bind("127.0.0.1", 0), float(sys.argv[1]), 10
 
 @app.get("/")
-async def wait() -> None:
+async def wait() -> str:
     print("asked", flush=True)
-    await asyncio.sleep(60)
+    await asyncio.sleep(seconds)
+    return "done"
 
 print(listener.getsockname()[1], flush=True)
-run(app, listener)
+allow_after_sigterm(drain_s)
+run(app, listener, drain_s=drain_s)
 """
 
 
-def test_requests_cut_off_by_shutdown_are_answered() -> None:
-    command = [sys.executable, "-c", SLOW_APP]
+@pytest.mark.parametrize(
+    ("number", "seconds", "status", "watchdog"),
+    [(signal.SIGINT, 60, 503, "unwatched"), (signal.SIGTERM, 3, 200, "watched")],
+)
+def test_running_requests_are_answered_at_the_end(
+    number: signal.Signals, seconds: float, status: int, watchdog: str
+) -> None:
+    """After SIGTERM they are waited for, longer than any other command may take."""
+    command = [sys.executable, "-c", SLOW_APP, str(seconds), watchdog]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             assert process.stdout is not None
-            with socket.create_connection(("127.0.0.1", int(process.stdout.readline()))) as client:
+            address = ("127.0.0.1", int(process.stdout.readline()))
+            with socket.create_connection(address) as client:
                 client.settimeout(20)
                 client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert process.stdout.readline() == "asked\n"
-                process.send_signal(signal.SIGINT)
-                assert client.recv(2**16).startswith(b"HTTP/1.1 503")
+                process.send_signal(number)
+                assert client.recv(2**16).startswith(b"HTTP/1.1 %d" % status)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(address)
             _, said = process.communicate(timeout=20)
         finally:
             process.kill()
-    assert process.returncode == 0
+    assert process.returncode in (0, -signal.SIGTERM)
     assert len(said.splitlines()) <= 1, said
