@@ -24,6 +24,8 @@ def test_openapi_describes_every_route(
     spec = client.get("/openapi.json").json()
     assert {*spec["paths"]} == {
         "/healthz",
+        "/livez",
+        "/readyz",
         "/v1/embed",
         "/v1/embeddings",
         "/v1/search",
