@@ -93,7 +93,7 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
     ),
     ("Use", "demo", "featkit.cli.demo:demo", "Open the search page over an index."),
     ("Use", "serve", "featkit.cli.serve:serve", "Embed and search over HTTP."),
-    ("Use", "keys", "featkit.cli.keys:app", "Create, list and revoke the keys of a service."),
+    ("Use", "keys", "featkit.cli.keys:app", "Create, list and revoke the API keys of a service."),
     (
         "Look",
         "evaluate",

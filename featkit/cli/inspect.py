@@ -1,12 +1,14 @@
 """`featkit inspect`: describe a file or folder that featkit wrote."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featkit.cli.console import print_json, print_table
 from featkit.cli.options import AsJson
 from featkit.errors import InputError
+from featkit.extras import need_extra
 from featkit.folders import is_embeddings, is_index, is_run
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def inspect(path: Path, /, *, json_: AsJson = False) -> None:
-    """Describe PATH: a model file, a run folder, an embeddings folder or an index.
+    """Describe PATH: a model file, a run folder, an embeddings folder, an index or API keys.
 
     For a model file, this also prints a script that runs it without featkit.
 
@@ -45,6 +47,8 @@ def look(path: Path) -> tuple[str, dict[str, Any]]:
     it."""
     if not path.exists():
         raise InputError(f"{path} does not exist; name a file or folder that featkit wrote.")
+    if path.is_file() and path.suffix == ".json":
+        return "file of API keys", _key_facts(path)
     if path.is_file():
         return "model file", _model_facts(path)
     if is_embeddings(path):
@@ -75,6 +79,19 @@ def _model_facts(path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "nodes": count_nodes(path),
         "example": calling_example(path, manifest),
+    }
+
+
+def _key_facts(path: Path) -> dict[str, Any]:
+    need_extra("serve", "pydantic")
+    from featkit.serve.keys import KeyFile, read_keys
+
+    keys = read_keys(path)
+    now = datetime.now(UTC)
+    return {
+        "format": KeyFile(keys=keys).format,
+        "keys": [key.name for key in keys],
+        "expired": [key.name for key in keys if key.has_expired(now)],
     }
 
 

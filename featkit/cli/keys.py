@@ -1,4 +1,4 @@
-"""`featkit keys`: create, list and revoke the keys of a service."""
+"""`featkit keys`: create, list and revoke the API keys of a service."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ BURST_S = 10  # seconds of a rate that may come at once, unless a burst is given
 Keys = Annotated[
     Path,
     Parameter(
-        help="The file of keys, which `featkit serve` also takes. A running service follows its"
+        help="The file of API keys, which `featkit serve` also takes. A running service follows its"
         " changes at once.",
     ),
 ]
 
-app = App(name="keys", help="Create, list and revoke the keys of a service.")
+app = App(name="keys", help="Create, list and revoke the API keys of a service.")
 
 
 @app.command
@@ -47,7 +47,7 @@ def create(
     byte_burst: float | None = None,
     json_: AsJson = False,
 ) -> None:
-    """Create a key called NAME and print it. It cannot be shown again.
+    """Create an API key called NAME and print it. It cannot be shown again.
 
     The file has only a salted hash of it.
 
@@ -97,7 +97,7 @@ def create(
 
 @app.command(name="list")
 def list_(*, keys: Keys = DEFAULT_FILE, json_: AsJson = False) -> None:
-    """Print the keys of a file, without their secrets.
+    """Print the API keys of a file, without their secrets.
 
     Example: featkit keys list --keys featkit-keys.json
     """
@@ -125,7 +125,7 @@ def list_(*, keys: Keys = DEFAULT_FILE, json_: AsJson = False) -> None:
 
 @app.command
 def revoke(name: str, /, *, keys: Keys = DEFAULT_FILE) -> None:
-    """Revoke a key by its name or id: a running service refuses it from the next request on.
+    """Revoke an API key by its name or id: a running service refuses it from the next request on.
 
     Example: featkit keys revoke website --keys featkit-keys.json
 

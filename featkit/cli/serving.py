@@ -25,8 +25,8 @@ class KeyFlags:
     """Options on keys."""
 
     keys: Path | None = None
-    """Answer only requests with a key of this file, which `featkit keys create` writes. Needed to
-    listen on an address that other machines reach."""
+    """Answer only requests with an API key of this file, which `featkit keys create` writes.
+    Needed to listen on an address that other machines reach."""
 
     without_keys: Annotated[bool, Parameter(negative=())] = False
     """Answer everybody, although other machines reach the address: a proxy or a firewall decides

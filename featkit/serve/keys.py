@@ -114,7 +114,7 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
         ) from error
     if len(content) > MAX_FILE_BYTES:
         raise InputError(
-            f"{path} has more than {MAX_FILE_BYTES:,} bytes, so it is not a file of keys."
+            f"{path} has more than {MAX_FILE_BYTES:,} bytes, so it is not a file of API keys."
         )
     try:
         return KeyFile.model_validate_json(content).keys
@@ -124,8 +124,8 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
         raise InputError(f"{path} was written by a later version of featkit; update featkit.")
     place = ".".join(str(step) for step in problems[0]["loc"]) or "its start"
     raise InputError(
-        f"{path} is not a valid file of keys ({place}: {problems[0]['msg']}); restore it, or remove"
-        " it and create the keys again with `featkit keys create`."
+        f"{path} is not a valid file of API keys ({place}: {problems[0]['msg']}); restore it,"
+        " or remove it and create the keys again with `featkit keys create`."
     )
 
 

@@ -227,3 +227,15 @@ def test_what_featkit_did_not_write_ends_with_2_and_one_sentence(
     assert said.code == 2
     assert is_one_sentence(said)
     assert words in said.error
+
+
+def test_a_file_of_api_keys_shows_their_names_only(tmp_path: Path) -> None:
+    file = tmp_path / "featkit-keys.json"
+    secret = run_featkit("keys", "create", "web", "--keys", file).out.strip().rsplit("_", 1)[1]
+    found = facts(file)
+    assert (found["kind"], found["format"]) == ("file of API keys", 1)
+    assert (found["keys"], found["expired"]) == (["web"], [])
+    stored = json.loads(file.read_text("utf-8"))["keys"][0]
+    assert not any(text in json.dumps(found) for text in (secret, stored["hash"], stored["salt"]))
+    file.write_text("{}", encoding="utf-8")
+    assert is_one_sentence(run_featkit("inspect", file))

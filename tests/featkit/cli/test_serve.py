@@ -69,7 +69,7 @@ def test_a_damaged_file_of_keys_is_refused_at_start(model: Path, file: Path) -> 
     file.write_text("{}", encoding="utf-8")
     said = run_featkit("serve", "--model", model, "--port", 0, "--keys", file)
     assert (said.code, is_one_sentence(said)) == (2, True)
-    assert "is not a valid file of keys" in said.error
+    assert "is not a valid file of API keys" in said.error
 
 
 def test_a_running_service_follows_its_keys(model: Path, file: Path) -> None:

@@ -148,7 +148,7 @@ def test_a_damaged_field_is_named(file: Path, field: str, value: object) -> None
     secret = str(content["keys"][0]["hash"])
     content["keys"][0][field] = value
     file.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(InputError, match=rf"a valid file of keys \(keys\.0\.{field}") as said:
+    with pytest.raises(InputError, match=rf"a valid file of API keys \(keys\.0\.{field}") as said:
         read_keys(file)
     assert secret not in str(said.value)
 
@@ -185,7 +185,7 @@ def test_any_bytes_are_keys_or_refused(cases: int, file: Path, tmp_path: Path) -
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"[" * 100_000, b'{"a":' * 100_000])
 def test_another_kind_of_content_is_refused(file: Path, content: bytes) -> None:
     file.write_bytes(content)
-    with pytest.raises(InputError, match="is not a valid file of keys"):
+    with pytest.raises(InputError, match="is not a valid file of API keys"):
         read_keys(file)
 
 

@@ -120,7 +120,7 @@ def test_a_service_does_not_start_with_a_damaged_file(file: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         Keyring(file)
     file.write_text("{}", encoding="utf-8")
-    with pytest.raises(InputError, match="is not a valid file of keys"):
+    with pytest.raises(InputError, match="is not a valid file of API keys"):
         Keyring(file)
 
 
