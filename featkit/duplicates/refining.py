@@ -24,6 +24,8 @@ PATIENCE = 3  # steps before one has to gain
 LEAST_GAIN = 1e-4
 DAMPING = 1e-3
 LEAST_OVERLAP = 150  # pixels
+SINGULAR = 1e-9  # determinant of a map that shrinks all to a line
+FAR = 1e6  # pixels: a map with such a number has no overlap
 # Neighboring pixels are alike, so that 25 count as one sample; the half width of the interval.
 PIXELS_PER_SAMPLE, DEVIATIONS = 25, 3.3
 
@@ -86,7 +88,7 @@ def _refined(view: Contrast, image: Contrast, warp: np.ndarray) -> tuple[float, 
         target = view.pixels[here].reshape(-1)[inside]
         values = _warped(image.layers[0], warp, box)[inside]
         target, values = target - target.mean(), values - values.mean()
-        norms = float(np.linalg.norm(target)), float(np.linalg.norm(values))
+        norms = math.sqrt(target @ target), math.sqrt(values @ values)
         if min(norms) == 0:
             break
         correlation = float(target @ values) / (norms[0] * norms[1])
@@ -125,22 +127,20 @@ def _overlap(
     """
     H, W = shape
     h, w = other
-    corners = np.array([[0, w, w, 0], [0, 0, h, h], [1, 1, 1, 1]], np.float64)
-    try:
-        xs, ys = np.linalg.solve(warp, corners)[:2]
-    except np.linalg.LinAlgError:
-        xs, ys = np.array([0, W]), np.array([0, H])
-    if not (np.isfinite(xs).all() and np.isfinite(ys).all()):
-        xs, ys = np.array([0, W]), np.array([0, H])
-    left, right = (
-        np.clip([np.floor(xs.min()) - 1, np.ceil(xs.max()) + 1], 0, W).astype(int).tolist()
-    )
-    top, bottom = (
-        np.clip([np.floor(ys.min()) - 1, np.ceil(ys.max()) + 1], 0, H).astype(int).tolist()
-    )
+    left, top, right, bottom = 0, 0, W, H
+    (a, b, c), (d, e, f) = warp[:2].tolist()
+    if not np.abs(warp).max() < FAR:  # or NaN
+        return _Box(0, 0, 0, 0), np.zeros(0, np.int64)
+    if abs(determinant := a * e - b * d) > SINGULAR:
+        corners = [(x - c, y - f) for x in (0, w) for y in (0, h)]
+        xs = [(e * x - b * y) / determinant for x, y in corners]
+        ys = [(a * y - d * x) / determinant for x, y in corners]
+        left, right = max(0, math.floor(min(xs)) - 1), min(W, math.ceil(max(xs)) + 1)
+        top, bottom = max(0, math.floor(min(ys)) - 1), min(H, math.ceil(max(ys)) + 1)
+    if left >= right or top >= bottom:
+        return _Box(0, 0, 0, 0), np.zeros(0, np.int64)
     x, y = np.arange(left, right) + 0.5, np.arange(top, bottom)[:, None] + 0.5
-    across = warp[0, 0] * x + (warp[0, 1] * y + warp[0, 2])
-    down = warp[1, 0] * x + (warp[1, 1] * y + warp[1, 2])
+    across, down = a * x + (b * y + c), d * x + (e * y + f)
     is_inside = (across >= 0) & (across < w) & (down >= 0) & (down < h)
     return _Box(left, top, right, bottom), np.flatnonzero(is_inside)
 
@@ -169,27 +169,25 @@ def _step(jacobian: np.ndarray, target: np.ndarray, values: np.ndarray) -> np.nd
     hessian += np.eye(len(hessian)) * (DAMPING * np.trace(hessian) / len(hessian) + 1e-9)
     # one product of a matrix: for a vector, BLAS would start threads
     of_values, of_target = np.stack([values, target]) @ jacobian.T
-    projected = np.linalg.solve(hessian, of_values)
+    projected, projected_target = np.linalg.solve(hessian, np.stack([of_values, of_target], 1)).T
     numerator = values @ values - of_values @ projected
     denominator = target @ values - of_target @ projected
     if denominator > 0 and numerator > 0:
         gain = numerator / denominator
     else:  # the gain that gives both the same norm
         gain = np.linalg.norm(values) / np.linalg.norm(target)
-    change: np.ndarray = np.linalg.solve(hessian, gain * of_target - of_values)
+    change: np.ndarray = gain * projected_target - projected
     return change
 
 
 def _warped(layer: Image.Image, warp: np.ndarray, box: _Box) -> np.ndarray:
     """Return a layer where a map takes the pixels of a part of a view, row by row: (n,) float32."""
-    data = tuple((warp @ _shift(box.left, box.top))[:2].ravel().tolist())
+    (a, b, c), (d, e, f) = warp[:2].tolist()
+    x, y = box.left, box.top
+    data = (a, b, a * x + b * y + c, d, e, d * x + e * y + f)
     size = box.right - box.left, box.bottom - box.top
     affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
     return np.asarray(layer.transform(size, affine, data, bilinear)).reshape(-1)
-
-
-def _shift(x: float, y: float) -> np.ndarray:
-    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
 
 
 def _local_mean(pixels: np.ndarray) -> np.ndarray:

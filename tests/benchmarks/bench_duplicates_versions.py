@@ -26,7 +26,7 @@ from tests.benchmarks.photos import data_folder
 from tests.benchmarks.record import alternate, arguments, is_quick, median_ratio, write_result
 
 HERE = Path(__file__).parents[2]
-ROUNDS = 1 if is_quick() else 3
+ROUNDS = 1 if is_quick() else 2
 
 
 def made_index(room: Path) -> Path:

@@ -84,7 +84,10 @@ def test_no_overlap_is_no_agreement() -> None:
 
 def test_maps_that_are_not_maps_are_no_agreement() -> None:
     image = Contrast.of(gray(4))
-    for bad in (np.zeros((3, 3)), np.full((3, 3), np.nan), np.diag([1e-300, 1.0, 1.0])):
+    partly = np.array([[1, 0, np.nan], [0, 1, 0], [0, 0, 1]])
+    huge = np.array([[1, 1e308, 0], [0, 1, 1e308], [0, 0, 1]])
+    small = np.diag([1e-300, 1.0, 1.0])
+    for bad in (np.zeros((3, 3)), np.full((3, 3), np.nan), small, partly, huge):
         assert refined_agreement(image, image, bad) == 0
 
 
