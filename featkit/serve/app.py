@@ -8,6 +8,7 @@ from featkit._version import __version__
 from featkit.embedder import Embedder
 from featkit.index import Index
 from featkit.serve.guard import KeyGuard
+from featkit.serve.key_docs import describe_keys
 from featkit.serve.keyring import Keyring
 from featkit.serve.metrics import add_metrics
 from featkit.serve.openai import add_openai_route
@@ -44,5 +45,6 @@ def make_app(
     app.add_middleware(NotesRootPath)
     if keyring is not None:
         app.add_middleware(KeyGuard, keyring=keyring, open_metrics=open_metrics)
+        describe_keys(app)
     add_metrics(app, service.admission)
     return app

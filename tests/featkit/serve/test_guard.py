@@ -20,10 +20,9 @@ from starlette.types import Message, Receive, Scope, Send
 from featkit.embedder import Embedder
 from featkit.index import Index
 from featkit.serve.app import make_app
-from featkit.serve.guard import KeyGuard, credentials, scope_for
+from featkit.serve.guard import PROBES, KeyGuard, credentials, scope_for
 from featkit.serve.keyring import Keyring
 from featkit.serve.keys import create_key, revoke_key
-from featkit.serve.schemas import Refusal
 from tests.featkit.serve.conftest import LIMITS, files
 from tests.featkit.serve.guarded import bearer, echo_app
 from tests.serving import serving
@@ -51,12 +50,12 @@ def test_every_route_but_the_probes_needs_a_key(guarded: TestClient) -> None:
     assert len(routes) > 10
     for method, path in routes:
         answer = guarded.request(method, path.replace("{id}", "1"))
-        if path == "/healthz":
+        if path in PROBES:
             assert answer.status_code == 200
             continue
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"] == 'Bearer realm="featkit"'
-        assert "Authorization: Bearer KEY" in Refusal.model_validate(answer.json()).detail
+        assert "Authorization: Bearer KEY" in answer.text
     assert guarded.post("/healthz").status_code == 401
 
 
