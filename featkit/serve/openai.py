@@ -34,7 +34,7 @@ from featkit.serve.service import Service, Upload
 from featkit.serve.uploads import counted_body
 from featkit.wording import counted
 
-MAX_VALUES = 10_000  # of a JSON body; a valid one has a few per image
+MAX_OTHER_VALUES, MAX_VALUES_PER_IMAGE = 10_000, 16  # of a JSON body
 # Python stores a text with one exotic character in four bytes per character.
 MAX_UNICODE_BYTES = 2**20
 EXOTIC_ESCAPE = re.compile(rb"\\u(?!00[0-7])")
@@ -156,10 +156,8 @@ async def create_embeddings(service: ServiceOf, request: Request) -> EmbeddingsA
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise WrongRequest("The request must be application/json.", status=415)
-    body = bytearray()
-    async for piece in counted_body(request, service.max_request_bytes):
-        body += piece
-    inputs = await in_thread(service, lambda: read_inputs(body, service))
+    pieces = [piece async for piece in counted_body(request, service.max_request_bytes)]
+    inputs = await in_thread(service, lambda: read_inputs(pieces, service))
     charge_images(request, len(inputs.uploads))
     accepted = accepted_of(request)
     try:
@@ -184,10 +182,15 @@ def _encoded(vector: np.ndarray, as_base64: bool) -> list[float] | str:
     return values
 
 
-def read_inputs(body: bytearray, service: Service) -> Inputs:
-    """Return the images of a JSON body, and empty it. WrongRequest, naming what is wrong."""
-    fields = _parsed(body)
-    body.clear()
+def read_inputs(pieces: list[bytes], service: Service) -> Inputs:
+    """Return the images of a JSON body. WrongRequest, naming what is wrong.
+
+    Takes the pieces out of their list, so that no more than twice the body is in memory.
+    """
+    body = b"".join(pieces)
+    pieces.clear()
+    fields = _parsed(body, MAX_OTHER_VALUES + MAX_VALUES_PER_IMAGE * service.limits.max_images)
+    del body
     _check_fields(fields, service)
     listed = fields.pop("input", None)
     inputs = listed if isinstance(listed, list) else [listed]
@@ -203,9 +206,9 @@ def read_inputs(body: bytearray, service: Service) -> Inputs:
     return Inputs(uploads, as_base64=_format(fields) == "base64")
 
 
-def _parsed(body: bytearray) -> dict[str, Any]:
+def _parsed(body: bytes, max_values: int) -> dict[str, Any]:
     """Return the JSON object of a body, whose size in memory is bounded before it is parsed."""
-    if sum(body.count(character) for character in (b",", b"[", b"{")) > MAX_VALUES:
+    if sum(body.count(character) for character in (b",", b"[", b"{")) > max_values:
         raise WrongRequest("The request has more values than any list of images that is accepted.")
     is_exotic = not body.isascii() or EXOTIC_ESCAPE.search(body)
     if len(body) > MAX_UNICODE_BYTES and is_exotic:
