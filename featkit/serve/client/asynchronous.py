@@ -50,7 +50,10 @@ class AsyncClient(Core[httpx.AsyncClient, httpx.AsyncBaseTransport]):
         await self._http.aclose()
 
     async def health(self, *, deadline_s: float | None = None) -> Health:
-        """Return what the service runs. EnvironmentProblem if it reports that it cannot answer."""
+        """Return what the service runs. EnvironmentProblem if it reports that it cannot answer.
+
+        There are no retries: this is the present state.
+        """
         return await self._run(calls.health(), self._deadline(deadline_s))
 
     async def embed(

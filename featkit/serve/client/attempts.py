@@ -76,7 +76,8 @@ def attempts(
     Raises InputError with the service's own message if it refuses the request, and
     EnvironmentProblem if there is no answer in time or it is not the service's.
     """
-    for attempt in range(1, policy.max_attempts + 1):
+    max_attempts = policy.max_attempts if call.is_retried else 1
+    for attempt in range(1, max_attempts + 1):
         left_s = deadline.left_s()
         if left_s <= 0:
             raise _too_late(policy, deadline)
@@ -89,7 +90,7 @@ def attempts(
                 raise foreign(policy.address, outcome, error.what) from error
         asked_s = retry_after_s(outcome, deadline.clock) if isinstance(outcome, Answer) else None
         wait_s = _wait_s(outcome, attempt, asked_s, deadline.clock)
-        if wait_s is None or attempt == policy.max_attempts:
+        if wait_s is None or attempt == max_attempts:
             raise _error(outcome, policy, deadline, _note(attempt, asked_s))
         if wait_s >= deadline.left_s():
             hurry = f"; the deadline of {deadline.given_s:g} s leaves no time to try again"

@@ -35,12 +35,17 @@ LENGTH_TOLERANCE = 0.01  # of unit vectors; a model in half precision is within 
 
 @dataclass(frozen=True)
 class Call(Generic[Result]):
-    """One request. arguments: of httpx's `request`. parse: raises Unexpected."""
+    """One request.
+
+    parse: raises Unexpected. arguments: of httpx's `request`. is_retried: False for a question
+    about this moment.
+    """
 
     method: str
     route: str
     parse: Callable[[Answer], Result]
     arguments: dict[str, Any] = field(default_factory=dict)
+    is_retried: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class OfModel(Generic[Result]):
 
 def health() -> Call[Health]:
     """Return the call of /healthz."""
-    return Call("GET", "/healthz", lambda answer: _parsed(Health, answer))
+    return Call("GET", "/healthz", lambda answer: _parsed(Health, answer), is_retried=False)
 
 
 def embed(parts: Sequence[Part]) -> Call[OfModel[np.ndarray]]:

@@ -32,7 +32,8 @@ class Client(Core[httpx.Client, httpx.BaseTransport]):
 
     timeout_s: for a connection, and for the next bytes of an answer. deadline_s: for a whole call
     with its waits and all its requests; each method takes another. Each request carries how much of
-    it is left. Without one, a call may last as long as bytes arrive.
+    it is left. Without one, a call may last as long as bytes arrive. The deadline is looked at
+    between pieces of an answer's body, so a server that stalls can hold a call for twice as long.
 
     max_attempts: for one request, when the connection breaks or the service answers 503 or 429.
 
@@ -60,7 +61,10 @@ class Client(Core[httpx.Client, httpx.BaseTransport]):
         self._http.close()
 
     def health(self, *, deadline_s: float | None = None) -> Health:
-        """Return what the service runs. EnvironmentProblem if it reports that it cannot answer."""
+        """Return what the service runs. EnvironmentProblem if it reports that it cannot answer.
+
+        There are no retries: this is the present state.
+        """
         return self._run(calls.health(), self._deadline(deadline_s))
 
     def embed(

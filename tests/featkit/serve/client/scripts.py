@@ -13,6 +13,7 @@ from featkit.serve.client.clock import Clock
 
 ADDRESS = "http://photos.example"
 HEALTH = '{"status": "ok", "model": "m", "fingerprint": "f", "backend": "b", "num_items": 3}'
+NO_ITEMS = '{"total": 3, "items": []}'
 
 
 class FakeClock(Clock):
@@ -68,7 +69,7 @@ class Script:
         return AsyncClient(ADDRESS, **options)
 
 
-def answer(status: int = 200, body: str | bytes = HEALTH, **headers: str) -> httpx.Response:
+def answer(status: int = 200, body: str | bytes = NO_ITEMS, **headers: str) -> httpx.Response:
     """Return an answer; underscores in the names of headers stand for hyphens."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return httpx.Response(status, content=body, headers=named)

@@ -25,7 +25,7 @@ BUSY = '{"detail": "The service has more to do than it can take.", "images": []}
 @pytest.mark.parametrize("status", [429, 503])
 def test_busy_service_is_asked_again_after_growing_waits(status: int) -> None:
     script = Script(answer(status, BUSY), answer(status, BUSY), answer())
-    assert script.client().health().num_items == 3
+    assert script.client().items().total == 3
     assert script.clock.slept == [0.5, 1.0]
 
 
@@ -44,7 +44,7 @@ def test_every_attempt_sends_the_same_images() -> None:
 def test_endless_503_ends_with_the_last_attempt() -> None:
     script = Script(answer(503, BUSY))
     with refused("503", "more to do", "(8 attempts)", error=EnvironmentProblem):
-        script.client(max_attempts=8).health()
+        script.client(max_attempts=8).items()
     assert len(script.requests) == 8
     assert script.clock.slept == [0.5, 1, 2, 4, 8, 8, 8]
 
@@ -52,7 +52,7 @@ def test_endless_503_ends_with_the_last_attempt() -> None:
 def test_jitter_may_shorten_a_wait_to_nothing() -> None:
     script = Script(answer(503), answer())
     script.clock.fraction = 0
-    script.client().health()
+    script.client().items()
     assert script.clock.slept == [0]
 
 
@@ -64,7 +64,7 @@ def test_jitter_is_uniform() -> None:
 
 def test_retry_after_is_waited_for() -> None:
     script = Script(answer(429, retry_after="7"), answer())
-    script.client().health()
+    script.client().items()
     assert script.clock.slept == [7.5]
 
 
@@ -72,7 +72,7 @@ def test_retry_after_may_be_a_date() -> None:
     script = Script(answer(503), answer())
     date = formatdate(script.clock.now() + 20, usegmt=True)
     script.outcomes[0].headers["retry-after"] = date  # type: ignore[union-attr]
-    script.client().health()
+    script.client().items()
     assert script.clock.slept == [20.5]
 
 
@@ -114,7 +114,7 @@ def test_no_retry_after_breaks_the_client(text: str) -> None:
 def test_too_long_a_retry_after_is_reported_instead(wait: str) -> None:
     script = Script(answer(503, retry_after=wait))
     with refused("503", "it asks to wait", error=EnvironmentProblem):
-        script.client().health()
+        script.client().items()
     assert script.clock.slept == []
 
 
@@ -129,11 +129,11 @@ def test_too_long_a_retry_after_is_reported_instead(wait: str) -> None:
 )
 def test_broken_connections_are_tried_again(error: Exception) -> None:
     script = Script(error, error, answer())
-    script.client().health()
+    script.client().items()
     assert script.clock.slept == [0.5, 1.0]
     script = Script(error)
     with refused("does not answer", "(5 attempts)", error=EnvironmentProblem):
-        script.client().health()
+        script.client().items()
 
 
 @pytest.mark.parametrize(
@@ -152,20 +152,28 @@ def test_broken_connections_are_tried_again(error: Exception) -> None:
 def test_other_failures_are_not_tried_again(outcome: Any) -> None:
     script = Script(outcome)
     with refused(error=EnvironmentProblem):
-        script.client().health()
+        script.client().items()
     assert len(script.requests) == 1
+
+
+@pytest.mark.parametrize("outcome", [answer(503, BUSY), httpx.ConnectError("refused")])
+def test_the_present_state_is_asked_for_once(outcome: Any) -> None:
+    script = Script(outcome)
+    with refused(error=EnvironmentProblem):
+        script.client().health()
+    assert (len(script.requests), script.clock.slept) == (1, [])
 
 
 def test_the_services_refusal_is_not_tried_again() -> None:
     script = Script(answer(422, '{"detail": "k is 0.", "images": []}'))
     with refused("k is 0.", error=InputError):
-        script.client().health()
+        script.client().items()
     assert len(script.requests) == 1
 
 
 def test_requests_say_how_much_time_is_left() -> None:
     script = Script(answer(503), answer(503), answer())
-    script.client(deadline_s=9.0).health(deadline_s=2.0)
+    script.client(deadline_s=9.0).items(deadline_s=2.0)
     left = [request.headers["x-request-deadline-ms"] for request in script.requests]
     assert left == ["2000", "1500", "500"]
     timeouts = [request.extensions["timeout"]["read"] for request in script.requests]
@@ -174,7 +182,7 @@ def test_requests_say_how_much_time_is_left() -> None:
 
 def test_without_a_deadline_none_is_sent() -> None:
     script = Script(answer())
-    script.client(timeout_s=7).health()
+    script.client(timeout_s=7).items()
     assert "x-request-deadline-ms" not in script.requests[0].headers
     assert script.requests[0].extensions["timeout"]["connect"] == 7
 
@@ -182,11 +190,11 @@ def test_without_a_deadline_none_is_sent() -> None:
 def test_nobody_sleeps_past_the_deadline() -> None:
     script = Script(answer(503, BUSY, retry_after="2"))
     with refused("deadline of 2 s leaves no time", "more to do", error=EnvironmentProblem):
-        script.client().health(deadline_s=2)
+        script.client().items(deadline_s=2)
     assert script.clock.slept == []
     script = Script(httpx.ConnectError("refused"))
     with refused("deadline of 3 s leaves no time", error=EnvironmentProblem):
-        script.client(deadline_s=3).health()
+        script.client(deadline_s=3).items()
     assert script.clock.slept == [0.5, 1.0]
 
 
@@ -219,7 +227,7 @@ def test_a_trickling_answer_ends_with_the_deadline() -> None:
 
     script.outcomes = [httpx.Response(200, content=trickle())]
     with refused("within the deadline of 3 s", error=EnvironmentProblem):
-        script.client().health(deadline_s=3)
+        script.client().items(deadline_s=3)
 
 
 def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +239,7 @@ def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
     script = Script(httpx.Response(200, content=endless()))
     with refused("more than 1,000 bytes", error=EnvironmentProblem):
-        script.client().health()
+        script.client().items()
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "2", True])
@@ -240,7 +248,7 @@ def test_deadlines_are_positive_numbers(value: Any) -> None:
     with refused("deadline_s is", "above 0"):
         script.client(deadline_s=value)
     with refused("deadline_s is", "above 0"):
-        script.client().health(deadline_s=value)
+        script.client().items(deadline_s=value)
     with refused("timeout_s is", "above 0"):
         script.client(timeout_s=value)
 

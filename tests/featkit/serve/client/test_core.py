@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featkit import Client
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.serve.client import paging
 from featkit.serve.client.parts import batches
@@ -37,10 +38,10 @@ def test_importing_featkit_loads_no_client() -> None:
 def test_key_is_sent_as_a_bearer_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEATKIT_API_KEY", "from-the-environment")
     script = Script(answer())
-    script.client(api_key="given").health()
-    script.client().health()
+    script.client(api_key="given").items()
+    script.client().items()
     monkeypatch.delenv("FEATKIT_API_KEY")
-    script.client().health()
+    script.client().items()
     sent = [request.headers.get("authorization") for request in script.requests]
     assert sent == ["Bearer given", "Bearer from-the-environment", None]
 
@@ -62,13 +63,20 @@ def test_what_no_header_can_hold_is_no_key(key: str, monkeypatch: pytest.MonkeyP
 def test_service_refuses_a_key(status: int, detail: str) -> None:
     script = Script(answer(status, f'{{"detail": "{detail}", "images": []}}'))
     with refused(detail, error=InputError):
-        script.client(api_key="k").health()
+        script.client(api_key="k").items()
+
+
+@pytest.mark.parametrize("address", ["http://x/search", "http://x/search/"])
+def test_a_path_of_the_address_is_kept(address: str) -> None:
+    script = Script(answer())
+    Client(address, transport=httpx.MockTransport(script)).items()
+    assert script.requests[0].url.path == "/search/v1/items"
 
 
 def test_another_programs_refusal_is_not_the_services() -> None:
     script = Script(answer(401, '{"detail": "Not authenticated"}'))
     with refused("401", "Not authenticated", "login", error=EnvironmentProblem):
-        script.client().health()
+        script.client().items()
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 50))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,14 @@ def test_client_filters(live_address: str) -> None:
             client.search(drawn(5), where="kye = 1")
         with pytest.raises(InputError, match="a filter is text"):
             client.search(drawn(5), where=5)  # type: ignore[arg-type]
+
+
+def test_threads_share_a_client(live_address: str, embedder: Embedder) -> None:
+    seeds = [*range(24)]
+    with Client(live_address) as client, ThreadPoolExecutor(8) as pool:
+        vectors = [*pool.map(lambda seed: client.embed(png(seed))[0], seeds)]
+    expected = embedder.embed([drawn(seed) for seed in seeds])
+    np.testing.assert_allclose(np.array(vectors), expected, atol=1e-6)
 
 
 def test_client_reports_what_the_service_refused(live_address: str) -> None:
