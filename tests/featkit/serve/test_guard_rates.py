@@ -98,6 +98,32 @@ def test_bytes_of_chunks_are_charged_as_they_arrive(file: Path, path: str) -> No
     assert "bytes per second" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("route", "kind"),
+    [
+        ("embed", "multipart/form-data; boundary=x"),
+        ("search", "multipart/form-data; boundary=x"),
+        ("embeddings", "application/json"),
+    ],
+)
+def test_chunks_past_the_rate_end_each_route(
+    index: Index, embedder: Embedder, file: Path, route: str, kind: str
+) -> None:
+    token = create_key(file, "web", byte_rate=Rate(per_second=1, burst=1_000_000))
+    head = b"--x\r\nContent-Disposition: form-data; name=files; filename=a\r\n\r\n"
+
+    def pieces() -> Iterator[bytes]:
+        yield head if "multipart" in kind else b'{"input": "'
+        for _ in range(100):
+            yield b"x" * 20_000
+
+    headers = {**bearer(token), "Content-Type": kind}
+    with serving(make_app(index, embedder, keyring=Keyring(file))) as address:
+        answer = httpx.post(f"{address}/v1/{route}", content=pieces(), headers=headers)
+    assert (answer.status_code, "bytes per second" in answer.text) == (429, True)
+    assert int(answer.headers["retry-after"]) > 0
+
+
 def test_a_wrong_content_length_is_charged_by_the_bytes(file: Path) -> None:
     token = create_key(file, "web", byte_rate=Rate(per_second=0.001, burst=1000)).encode()
     keyring = Keyring(file)
