@@ -100,8 +100,14 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
     cannot be read. No message has a part of a hash.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for its writer
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for its writer
             raise InputError(f"{path} is not a file; name a file of `featkit keys create`.")
+        if status.st_nlink == 0:  # a file that is mounted into a container, replaced outside
+            raise InputError(
+                f"{path} was replaced, and this process still sees the old file, with keys that may"
+                " be revoked; mount the folder of the file instead of the file."
+            )
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError as error:

@@ -101,6 +101,21 @@ def test_a_damaged_file_refuses_all_until_mended(
     assert ring.find(token) is not None
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_a_mounted_file_that_was_replaced_is_refused(file: Path) -> None:
+    token = create_key(file, "web").encode()
+    settle(file)
+    # as a file that is mounted into a container: it stays the one that was opened
+    with file.open("rb") as mounted:
+        ring = Keyring(Path(f"/proc/self/fd/{mounted.fileno()}"))
+        assert ring.find(token) is not None
+        create_key(file, "other")
+        with pytest.raises(KeysUnreadable):
+            ring.find(token)
+        with pytest.raises(InputError, match="mount the folder of the file"):
+            read_keys(ring.path)
+
+
 def test_a_read_that_fails_once_is_tried_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token = create_key(file, "web").encode()
     settle(file)
