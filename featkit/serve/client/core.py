@@ -6,6 +6,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Generic, TypeVar
 
 import httpx
@@ -62,8 +63,9 @@ class Core(ABC, Generic[Http, Transport]):
         self._max_bytes = at_least_one(bytes_per_request, "bytes_per_request")
         self._clock = clock
         headers = {"User-Agent": f"featkit/{__version__}", **_authorization(api_key)}
+        options = {"base_url": address, "headers": headers, "cookies": _no_cookies()}
         try:
-            self._http = self._open(transport, {"base_url": address, "headers": headers})
+            self._http = self._open(transport, options)
         # ValueError and ImportError come from a proxy named in the environment
         except (httpx.InvalidURL, ValueError, ImportError) as error:
             raise InputError(f"{address} cannot be called: {error}.") from error
@@ -118,6 +120,14 @@ def _seconds(value: Any, name: str) -> float:
     if not is_number or not 0 < value < math.inf:
         raise InputError(f"{name} is {value!r}; it must be a number of seconds above 0.")
     return float(value)
+
+
+def _no_cookies() -> CookieJar:
+    """Return a jar that stays empty.
+
+    The service sets no cookies, and a stranger's might be one that httpx cannot send back.
+    """
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
 def at_least_one(value: Any, name: str) -> int:

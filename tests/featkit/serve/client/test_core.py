@@ -18,7 +18,7 @@ from featkit.errors import EnvironmentProblem, InputError
 from featkit.serve.client import paging
 from featkit.serve.client.parts import batches
 from featkit.serve.schemas import Item, ItemsAnswer
-from tests.featkit.serve.client.scripts import ADDRESS, Script, answer, embedded
+from tests.featkit.serve.client.scripts import ADDRESS, NO_ITEMS, Script, answer, embedded
 from tests.sentences import refused
 
 
@@ -71,6 +71,15 @@ def test_a_path_of_the_address_is_kept(address: str) -> None:
     script = Script(answer())
     Client(address, transport=httpx.MockTransport(script)).items()
     assert script.requests[0].url.path == "/search/v1/items"
+
+
+def test_cookies_are_not_kept() -> None:
+    strange = httpx.Response(200, headers=[(b"set-cookie", b"a=\xf6")], content=NO_ITEMS)
+    script = Script(answer(set_cookie="a=1"), strange, answer())
+    client = script.client()
+    for _ in range(3):
+        client.items()
+    assert all("cookie" not in request.headers for request in script.requests)
 
 
 def test_another_programs_refusal_is_not_the_services() -> None:
