@@ -81,7 +81,8 @@ def attempts(
         left_s = deadline.left_s()
         if left_s <= 0:
             raise _too_late(policy, deadline)
-        outcome = yield _send(call, policy, deadline, left_s)
+        send = _send(call, policy, deadline, left_s)
+        outcome = yield send
         assert outcome is not None  # the client answers each Send
         if isinstance(outcome, Answer) and outcome.is_success:
             try:
@@ -91,10 +92,10 @@ def attempts(
         asked_s = retry_after_s(outcome, deadline.clock) if isinstance(outcome, Answer) else None
         wait_s = _wait_s(outcome, attempt, asked_s, deadline.clock)
         if wait_s is None or attempt == max_attempts:
-            raise _error(outcome, policy, deadline, _note(attempt, asked_s))
+            raise _error(outcome, send, policy, deadline, _note(attempt, asked_s))
         if wait_s >= deadline.left_s():
             hurry = f"; the deadline of {deadline.given_s:g} s leaves no time to try again"
-            raise _error(outcome, policy, deadline, _note(attempt, asked_s) + hurry)
+            raise _error(outcome, send, policy, deadline, _note(attempt, asked_s) + hurry)
         yield Wait(wait_s)
     raise AssertionError("the last attempt returns or raises")
 
@@ -149,14 +150,14 @@ def _note(attempt: int, asked_s: float | None) -> str:
 
 
 def _error(
-    outcome: Answer | Failure, policy: Policy, deadline: Deadline, note: str
+    outcome: Answer | Failure, send: Send, policy: Policy, deadline: Deadline, note: str
 ) -> FeatkitError:
     if isinstance(outcome, Answer):
         return refusal(policy.address, outcome, note=note)
     if isinstance(outcome, TimeoutError | httpx.TimeoutException):
         error = (
             _too_late(policy, deadline)
-            if deadline.left_s() <= 0 or isinstance(outcome, TimeoutError)
+            if send.timeout_s < policy.timeout_s or isinstance(outcome, TimeoutError)
             else EnvironmentProblem(
                 f"{policy.address} did not answer within {policy.timeout_s} s"
                 f" ({type(outcome).__name__}); send fewer images at once, or give the client a"

@@ -32,8 +32,9 @@ class Client(Core[httpx.Client, httpx.BaseTransport]):
 
     timeout_s: for a connection, and for the next bytes of an answer. deadline_s: for a whole call
     with its waits and all its requests; each method takes another. Each request carries how much of
-    it is left. Without one, a call may last as long as bytes arrive. The deadline is looked at
-    between pieces of an answer's body, so a server that stalls can hold a call for twice as long.
+    it is left. Without one, a call may last as long as bytes arrive. The deadline bounds
+    every single wait for the network and is checked between them in an answer's body; a server that
+    stalls again and again can hold a call longer, but not one of `AsyncClient`.
 
     max_attempts: for one request, when the connection breaks or the service answers 503 or 429.
 

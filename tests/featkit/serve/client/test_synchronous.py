@@ -220,6 +220,15 @@ def test_a_truncated_answer_is_reported() -> None:
         thread.join()
 
 
+def test_a_silent_service_ends_with_the_deadline() -> None:
+    with (
+        bind("127.0.0.1", 0) as listener,
+        Client(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=30) as client,
+        refused("within the deadline of 0.05 s", error=EnvironmentProblem),
+    ):
+        client.items(deadline_s=0.05)
+
+
 @pytest.mark.parametrize(
     "images", ["[]", '[{"name": "a", "height": 1, "width": 1, "vector": [1.0]}]']
 )
