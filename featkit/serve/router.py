@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import anyio
+import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 
 from featkit.embedder import Embedder
 from featkit.index import Index, Refinement
-from featkit.serve import refining, schemas
+from featkit.serve import raw_vectors, refining, schemas
 from featkit.serve.admission import AdmissionControl, accepted_of
 from featkit.serve.refusals import BadRequest, Unavailable, add_error_handlers, responses
 from featkit.serve.service import Service, ServiceLimits
@@ -147,18 +148,30 @@ def check_readiness(service: ServiceOf, response: Response) -> schemas.Health:
 @always.post(
     "/v1/embed",
     tags=["images"],
-    responses=REFUSED_FORM,
+    response_model=schemas.EmbedAnswer,
+    responses={
+        200: {"content": {kind: {} for kind in raw_vectors.KINDS}, "headers": raw_vectors.HEADERS},
+        **REFUSED_FORM,
+    },
     openapi_extra=_form_schema("The images to embed."),
 )
-async def embed(service: ServiceOf, request: Request) -> schemas.EmbedAnswer:
-    """Return the unit vector of each image. One bad image refuses the whole request."""
+async def embed(service: ServiceOf, request: Request) -> schemas.EmbedAnswer | Response:
+    """Return the unit vector of each image. One bad image refuses the whole request.
+
+    If the request accepts application/octet-stream rather than JSON, the answer is float32,
+    little-endian, one vector after another; if application/x-npy, the same as NumPy's .npy.
+    """
     form = await read_form(request, service.limits)
     accepted = accepted_of(request)
     embedded = await in_thread(service, lambda: service.embed(form.uploads, accepted=accepted))
+    embedder = service.embedder
+    if (kind := raw_vectors.wanted(request.headers.get("accept", ""))) is not None:
+        vectors = np.stack([image.vector for image in embedded])
+        return raw_vectors.answer(vectors, kind, fingerprint=embedder.fingerprint)
     return schemas.EmbedAnswer(
-        model=service.embedder.manifest.name,
-        fingerprint=service.embedder.fingerprint,
-        width=service.embedder.width,
+        model=embedder.manifest.name,
+        fingerprint=embedder.fingerprint,
+        width=embedder.width,
         images=[
             schemas.EmbeddedImage(
                 name=image.name,
