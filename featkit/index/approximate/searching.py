@@ -222,19 +222,16 @@ class CodesSearcher:
             else ArrayRows(view.outside_rows)
         )
         num = min(k + SPARE, len(view.outside))
-        everything = np.full((len(view.outside) + 7) // 8, 255, np.uint8)
-        if len(view.outside) % 8:
-            everything[-1] = 2 ** (len(view.outside) % 8) - 1
-        scores, positions = scan(queries, chosen, k=num, bits=everything)
+        everything = np.ones(len(view.outside), bool)
+        bits = np.packbits(everything, bitorder="little")
+        scores, positions = scan(queries, chosen, k=num, bits=bits)
         margin = rounding(rows.width)
         candidates = np.where(scores >= least[:, None] - margin, view.outside[positions], -1)
         if num < len(view.outside):
             # More than those may score as much as the k-th.
             is_tied = scores[:, -1] >= np.maximum(least, scores[:, k - 1]) - margin
             tied = np.flatnonzero(is_tied)
-            settled = exact_search(
-                queries[tied], chosen, k=k, allowed=np.ones(len(view.outside), bool)
-            )
+            settled = exact_search(queries[tied], chosen, k=k, allowed=everything)
             for i, each in zip(tied.tolist(), settled, strict=True):
                 candidates[i] = -1
                 candidates[i, :k] = view.outside[each.ids]
