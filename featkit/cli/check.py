@@ -103,7 +103,7 @@ def repair(
             stdout().print(f"{line[0].upper()}{line[1:]}.")
         if repaired.left:
             rows = [*repaired.left.items()]
-            print_table("Not restored", ("image", "why"), rows[:MAX_SHOWN])
+            print_table("Not restored", ("image", "why"), rows[:MAX_SHOWN], whole_lines=True)
             if len(rows) > MAX_SHOWN:
                 stdout().print(f"... and {len(rows) - MAX_SHOWN:,} more; --json lists all.")
         _print_report(report, index)

@@ -87,6 +87,7 @@ def serve(
     )
     access, proxy = access or KeyFlags(), proxy_of(behind)
     opened: list[Index] = []
+    lines: list[str] = []
 
     def make() -> "FastAPI":
         served = None
@@ -96,18 +97,22 @@ def serve(
             embedder = served.open_embedder(model, limits=limits.images)
         else:
             embedder = Embedder(model, limits=limits.images)
-        app = make_app(
-            served, embedder, limits=limits, keyring=keyring, open_metrics=access.open_metrics
-        )
         shown = f"{counted(len(served), 'image')} of {index}" if served is not None else str(model)
-        stdout().print(
+        lines.append(
             f"Serving {shown} with {embedder.backend_name} on {address} (routes:"
             f" {address}/openapi.json), at most {counted(max_requests, 'request')} and"
             f" {decimal(max_bytes_in_flight)} of images at once"
         )
         if (line := described(access, keyring)) is not None:
+            lines.append(line)
+        return make_app(
+            served, embedder, limits=limits, keyring=keyring, open_metrics=access.open_metrics
+        )
+
+    def start() -> None:
+        starting.load()
+        for line in lines:  # once it is true
             stdout().print(line)
-        return app
 
     listener = bind(host, port)
     try:
@@ -115,7 +120,7 @@ def serve(
         address = address_of(listener)
         starting = Starting(make)
         allow_after_sigterm(drain_s)
-        run(starting, listener, proxy=proxy, beside=starting.load, drain_s=drain_s)
+        run(starting, listener, proxy=proxy, beside=start, drain_s=drain_s)
     finally:
         for each in opened:
             each.close()
