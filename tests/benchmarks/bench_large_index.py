@@ -10,7 +10,7 @@ queries in turn, after as many that nothing changes any more: batches on all CPU
 queries.
 
 Run: python tests/benchmarks/bench_large_index.py [--vectors MODEL] [--count N] [--room FOLDER]
-    [--autofaiss FOLDER] [--quick]
+    [--autofaiss FOLDER] [--only METHOD ...] [--quick]
 """
 
 from __future__ import annotations
@@ -235,6 +235,9 @@ def main(words: Sequence[str] | None = None) -> list[dict[str, object]]:
         metavar="FOLDER",
         help="compare with autofaiss too, whose environment is made in this folder if needed",
     )
+    parser.add_argument(
+        "--only", nargs="+", choices=BUILDERS, help="compare these with FAISS, and no others"
+    )
     parser.add_argument("--build", nargs=3, metavar=("METHOD", "INDEX", "FILE"))
     parser.add_argument("--quick", action="store_true", help="try the code; figures mean nothing")
     options = parser.parse_args(words)
@@ -246,6 +249,8 @@ def main(words: Sequence[str] | None = None) -> list[dict[str, object]]:
     count = QUICK_COUNT if options.quick else options.count or COUNTS[options.vectors]
     num_queries = QUICK_QUERIES if options.quick else NUM_QUERIES
     methods = [method for method in BUILDERS if method != USEARCH or find_spec("usearch")]
+    if options.only:
+        methods = [method for method in methods if method in (*options.only, FAISS)]
     autofaiss = options.autofaiss and autofaiss_beside.make_environment(options.autofaiss)
     about: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -261,7 +266,8 @@ def main(words: Sequence[str] | None = None) -> list[dict[str, object]]:
     for row in rows:
         print(row)
     figures = {"count": count, **about, "rows": rows}
-    write_result(f"large_index_{made.stem}", figures, keep=not options.quick)
+    name = f"large_index_{made.stem}{'_some' if options.only else ''}"
+    write_result(name, figures, keep=not options.quick)
     return rows
 
 
