@@ -63,11 +63,11 @@ def create(
     expires
         Refuse the key from this date or time on, in UTC: 2030-12-31 or 2030-12-31T18:00:00.
     images_per_second
-        Refuse requests with more images than this in the long run. By default, there is no limit.
+        Images that the key may send per second, on average. By default, there is no limit.
     image_burst
         How many images may come at once. The default is those of 10 seconds.
     bytes_per_second
-        Refuse requests with larger bodies than this in the long run. By default, there is no limit.
+        Bytes that the key may send per second, on average. By default, there is no limit.
     byte_burst
         How many bytes may come at once. The default is those of 10 seconds.
     """

@@ -103,9 +103,9 @@ def few_products(queries: np.ndarray, vectors: np.ndarray, places: np.ndarray) -
 
 
 def _best(products: np.ndarray, *, k: int, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k largest of each row, (Q, k) float32, best first, and where they are.
+    """Return the k largest products of each row, (Q, k) float32, best first, and their columns.
 
-    A column whose bit is not set counts as -inf, and -1 stands for where it is. Changes products.
+    A column whose bit is not set counts as -inf, and its number is -1. Changes products.
     """
     width = products.shape[1]
     allowed = np.unpackbits(bits, count=width, bitorder="little").astype(bool)

@@ -18,12 +18,13 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featkit.backends import Cancel
+from featkit.serve.proxy import route_path
 from featkit.serve.refusals import BadRequest, ClientLeft, Overloaded, TooLate, answer_to, refusal
 
 OURS = "/v1/"
 WITH_A_BODY = ("POST", "PUT", "PATCH", "DELETE")
 DEADLINE_HEADER = b"x-request-deadline-ms"
-MOST_DEADLINE_MS = 24 * 3600 * 1000
+MOST_DEADLINE_MS, MOST_DIGITS = 24 * 3600 * 1000, 12
 ACCEPTED = "featkit.accepted"  # the key of a scope that has an `Accepted`
 RECENT = 0.1  # weight of the latest request in the mean duration
 
@@ -147,10 +148,9 @@ class AdmissionControl:
         if not _is_counted(scope):
             await self.app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
         try:
-            num_bytes = _claimed_bytes(headers, self.max_request_bytes)
-            deadline_s = _deadline_s(headers, self.admission.bounds.deadline_s)
+            num_bytes = self._num_bytes(scope)
+            deadline_s = _deadline_s(dict(scope["headers"]), self.admission.bounds.deadline_s)
             accepted = self.admission.accept(num_bytes, deadline_s=deadline_s)
         except BadRequest as error:
             await refusal(error.status, str(error))(scope, receive, send)
@@ -175,31 +175,37 @@ class AdmissionControl:
             body.close()
             accepted.end()
 
+    def _num_bytes(self, scope: Scope) -> int:
+        """Return the length that the body claims. BadRequest if that is too long."""
+        num_bytes, most = content_length(scope), self.max_request_bytes
+        if num_bytes > most:
+            raise BadRequest(
+                413, f"The request has {num_bytes:,} bytes, more than the limit of {most:,}."
+            )
+        return num_bytes
+
 
 def _is_counted(scope: Scope) -> bool:
     """Return whether this is one of our requests with a body; a page has others."""
     if scope["type"] != "http" or scope["method"] not in WITH_A_BODY:
         return False
-    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-    return path.startswith(OURS)
+    return route_path(scope).startswith(OURS)
 
 
-def _claimed_bytes(headers: dict[bytes, bytes], most: int) -> int:
-    """Return the length of the body as the headers have it, 0 without. BadRequest beyond `most`."""
-    text = headers.get(b"content-length", b"")
-    num_bytes = int(text) if text.isdigit() and len(text) < 20 else 0
-    if num_bytes > most:
-        raise BadRequest(
-            413, f"The request has {num_bytes:,} bytes, more than the limit of {most:,}."
-        )
-    return num_bytes
+def content_length(scope: Scope) -> int:
+    """Return the length that a request claims for its body; 0 if it claims no valid one."""
+    values = {value for name, value in scope["headers"] if name == b"content-length"}
+    value = values.pop() if len(values) == 1 else b""
+    # int() of a very long text takes time and raises past 4,300 digits
+    return int(value) if len(value) <= 18 and value.isdigit() else 0
 
 
 def _deadline_s(headers: dict[bytes, bytes], default_s: float) -> float:
     text = headers.get(DEADLINE_HEADER)
     if text is None:
         return default_s
-    if not text.isdigit() or not 1 <= int(text[:12]) <= MOST_DEADLINE_MS:
+    is_number = text.isdigit() and len(text) <= MOST_DIGITS
+    if not is_number or not 1 <= int(text) <= MOST_DEADLINE_MS:
         shown = text[:40].decode("latin-1")
         raise BadRequest(
             422,

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featkit.serve import keys
+from featkit.serve.admission import content_length
 from featkit.serve.keyring import HeldKey, Keyring, KeysUnreadable
 from featkit.serve.proxy import route_path
 from featkit.serve.rates import TokenBucket
@@ -104,7 +105,7 @@ class KeyGuard:
         if isinstance(held, Response):
             await held(scope, receive, send)
             return
-        paid = _content_length(scope)
+        paid = content_length(scope)
         try:
             _charge(held.byte_bucket, paid, "byte")
         except HTTPException as error:
@@ -182,11 +183,3 @@ def _challenge(error: str | None, **values: str) -> str:
     """Return the value of WWW-Authenticate (RFC 6750, section 3)."""
     given = {"realm": "featkit"} | ({} if error is None else {"error": error}) | values
     return "Bearer " + ", ".join(f'{name}="{value}"' for name, value in given.items())
-
-
-def _content_length(scope: Scope) -> int:
-    """Return the length that a request claims; 0 if it claims no valid one."""
-    values = {value for name, value in scope["headers"] if name == b"content-length"}
-    value = values.pop() if len(values) == 1 else b""
-    # int() of a very long text takes time and raises past 4,300 digits
-    return int(value) if len(value) <= 18 and value.isdigit() else 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from featkit.serve.proxy import route_path
 from featkit.serve.refusals import refusal
 
 ALIVE_ROUTE = "/livez"
@@ -37,7 +38,7 @@ class Starting:
             return
         if scope["type"] != "http":
             return
-        if scope["path"].removeprefix(scope.get("root_path", "")) == ALIVE_ROUTE:
+        if route_path(scope) == ALIVE_ROUTE:
             answer = JSONResponse({"status": "starting"})
         else:
             answer = refusal(

@@ -271,7 +271,9 @@ def test_an_answer_past_its_deadline_is_504(
     assert "deadline of 0.02 s" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("text", ["", "0", "-5", "1e3", "9" * 30, "ten", "１"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "-5", "1e3", "9" * 30, "0" * 11 + "1" + "9" * 400, "1" * 5000, "ten", "１"]
+)
 def test_a_deadline_that_is_no_time_is_refused(live_address: str, text: str) -> None:
     answer = httpx.post(
         f"{live_address}/v1/embed",
